@@ -1,0 +1,44 @@
+//! The wire: messages, frames, versions, and the conversions to gofs-tree's types.
+//!
+//! Two doors share one port. *frame* carries what is hot: the session stream of a
+//! mount and chunk data. *rpc* (tonic) carries administration, heartbeats and raft.
+//! [`door`] tells them apart by the first bytes of a connection.
+
+#![forbid(unsafe_code)]
+
+pub mod convert;
+pub mod door;
+pub mod frame;
+pub mod kind;
+mod link;
+
+pub use link::{CallError, Link, LinkHandler};
+
+/// Headers of the session stream's frames.
+#[allow(missing_docs, clippy::all, reason = "generated")]
+pub mod session {
+    tonic::include_proto!("gofs.session");
+}
+
+/// Headers of a ChunkServer's data frames.
+#[allow(missing_docs, clippy::all, reason = "generated")]
+pub mod chunk {
+    tonic::include_proto!("gofs.chunk");
+}
+
+/// Messages and services of the rpc door.
+#[allow(missing_docs, clippy::all, reason = "generated")]
+pub mod cluster {
+    tonic::include_proto!("gofs.cluster");
+}
+
+/// Newest protocol version that this build speaks.
+pub const PROTOCOL_VERSION: u32 = 1;
+/// Oldest protocol version that this build understands.
+pub const OLDEST_PROTOCOL_VERSION: u32 = 1;
+
+/// The version both ends speak, or `None` where their ranges do not meet.
+pub fn negotiate(newest: u32, oldest: u32) -> Option<u32> {
+    let common = newest.min(PROTOCOL_VERSION);
+    (common >= oldest && common >= OLDEST_PROTOCOL_VERSION).then_some(common)
+}

@@ -1,0 +1,69 @@
+//! Identifiers. Each is a newtype: none is ever mistaken for another or for a count.
+
+use std::fmt;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident($repr:ty), $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub $repr);
+
+        impl $name {
+            /// The id after this one. Ids are never reused, so running out is a bug elsewhere.
+            #[must_use]
+            pub fn next(self) -> Self {
+                Self(self.0.checked_add(1).expect("the id space is never used up"))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{}"), self.0)
+            }
+        }
+    };
+}
+
+id!(
+    /// A namespace: one isolated file system of the cluster.
+    NamespaceId(u32), "ns"
+);
+id!(
+    /// An inode within its namespace. Never reused: the kernel turns a reused inode bad.
+    Ino(u64), "i"
+);
+id!(
+    /// A chunk, cluster-wide. Never reused.
+    ChunkId(u64), "c"
+);
+id!(
+    /// Moves whenever the set of replicas that hold a chunk's current bytes changes.
+    ChunkVersion(u64), "v"
+);
+id!(
+    /// A mount's session with the MetaServer cluster. Never reused; 0 is "none".
+    SessionId(u64), "s"
+);
+id!(
+    /// Numbers the grants of leases within one inode and session, so that a recall finds its grant.
+    LeaseEpoch(u64), "e"
+);
+id!(
+    /// Position of an edit in its session's ordered log, from 1.
+    EditSeq(u64), "q"
+);
+id!(
+    /// Position of an entry in the EditLog, from 1.
+    EditIndex(u64), "x"
+);
+id!(
+    /// A ChunkServer, chosen at random when its first data directory is made.
+    ChunkServerId(u64), "cs"
+);
+id!(
+    /// A MetaServer, from its configuration (`--id`).
+    MetaServerId(u64), "m"
+);
+
+/// The root directory of every namespace.
+pub const ROOT_INO: Ino = Ino(1);
