@@ -1,0 +1,169 @@
+//! `gofsctl status`, `servers`, `sessions`, `fsck`: the cluster as a whole.
+
+use anyhow::bail;
+use gofs_proto::cluster::{
+    CheckRequest, ClusterStatusRequest, Disk, ListServersRequest, ListSessionsRequest,
+};
+use serde_json::{Value, json};
+
+use crate::admin::Admin;
+use crate::output::Style;
+use crate::size;
+
+/// `gofsctl status`
+pub async fn status(admin: &mut Admin, style: Style) -> anyhow::Result<()> {
+    let s = admin.call(|mut c| async move { c.cluster_status(ClusterStatusRequest {}).await }).await?;
+    let cluster: String = s.cluster.iter().map(|b| format!("{b:02x}")).collect();
+    let metas: Vec<String> = s
+        .metas
+        .iter()
+        .map(|m| {
+            format!("{} {} {}{}", m.id, m.address, m.role, if m.reachable { "" } else { " (unreachable)" })
+        })
+        .collect();
+    let fields = [
+        ("cluster", cluster.clone()),
+        ("version", s.version.clone()),
+        ("MetaServers", metas.join(", ")),
+        (
+            "EditLog",
+            format!(
+                "committed {}, applied {}, snapshot {}",
+                s.committed_index, s.applied_index, s.snapshot_index
+            ),
+        ),
+        ("ChunkServers", format!("{} alive, {} dead", s.chunk_servers_alive, s.chunk_servers_dead)),
+        ("space", format!("{} free of {}", size::show(s.free_bytes), size::show(s.capacity_bytes))),
+        ("chunks", s.chunks.to_string()),
+        ("under-replicated", s.chunks_under_replicated.to_string()),
+        ("lost", s.chunks_lost.to_string()),
+        ("to be deleted", s.chunks_to_delete.to_string()),
+        ("repairs running", s.repairs_running.to_string()),
+        ("corrupt replicas seen", s.corrupt_replicas_total.to_string()),
+        (
+            "sessions",
+            format!(
+                "{}{}",
+                s.sessions,
+                if s.in_grace { " (in grace: waiting for them to come back)" } else { "" }
+            ),
+        ),
+    ];
+    let metas: Vec<Value> = s
+        .metas
+        .iter()
+        .map(|m| json!({ "id": m.id, "address": m.address, "role": m.role, "reachable": m.reachable }))
+        .collect();
+    let json = json!({
+        "cluster": cluster, "version": s.version, "metas": metas, "leader": s.leader,
+        "committed_index": s.committed_index, "applied_index": s.applied_index, "snapshot_index": s.snapshot_index,
+        "chunk_servers_alive": s.chunk_servers_alive, "chunk_servers_dead": s.chunk_servers_dead,
+        "capacity_bytes": s.capacity_bytes, "free_bytes": s.free_bytes, "chunks": s.chunks,
+        "chunks_under_replicated": s.chunks_under_replicated, "chunks_lost": s.chunks_lost,
+        "chunks_to_delete": s.chunks_to_delete, "repairs_running": s.repairs_running, "sessions": s.sessions,
+        "in_grace": s.in_grace, "corrupt_replicas_total": s.corrupt_replicas_total,
+    });
+    style.print_fields(&fields, &json)?;
+    if s.chunks_lost > 0 {
+        bail!(
+            "{} chunks have no current replica on any live ChunkServer; see: gofsctl servers",
+            s.chunks_lost
+        );
+    }
+    Ok(())
+}
+
+/// `gofsctl servers`
+pub async fn servers(admin: &mut Admin, style: Style) -> anyhow::Result<()> {
+    let reply = admin.call(|mut c| async move { c.list_servers(ListServersRequest {}).await }).await?;
+    let mut rows = Vec::new();
+    let mut json = Vec::new();
+    for s in &reply.servers {
+        let sum = |of: fn(&Disk) -> u64| s.disks.iter().map(of).sum::<u64>();
+        let errors: Vec<String> = s
+            .disks
+            .iter()
+            .filter(|d| !d.error.is_empty())
+            .map(|d| format!("{}: {}", d.path, d.error))
+            .collect();
+        rows.push(vec![
+            s.id.to_string(),
+            s.address.clone(),
+            s.state.clone(),
+            format!("{:.1} s ago", s.last_heard_ms as f64 / 1000.0),
+            s.chunks.to_string(),
+            size::show(sum(|d| d.free_bytes)),
+            size::show(sum(|d| d.capacity_bytes)),
+            s.disks.len().to_string(),
+            s.corrupt_blocks_total.to_string(),
+            errors.join("; "),
+        ]);
+        let disks: Vec<Value> = s.disks.iter().map(disk_json).collect();
+        json.push(json!({
+            "id": s.id, "address": s.address, "state": s.state, "labels": s.labels, "disks": disks,
+            "chunks": s.chunks, "corrupt_blocks_total": s.corrupt_blocks_total, "last_heard_ms": s.last_heard_ms,
+        }));
+    }
+    let headings =
+        ["id", "address", "state", "heard", "chunks", "free", "capacity", "disks", "corrupt", "errors"];
+    style.print(&headings, &rows, &Value::Array(json))
+}
+
+fn disk_json(d: &Disk) -> Value {
+    json!({
+        "path": d.path, "capacity_bytes": d.capacity_bytes, "free_bytes": d.free_bytes, "error": d.error,
+        "last_scrub_unix_s": d.last_scrub_unix_s,
+    })
+}
+
+/// `gofsctl sessions`
+pub async fn sessions(admin: &mut Admin, namespace: String, style: Style) -> anyhow::Result<()> {
+    let request = ListSessionsRequest { namespace };
+    let reply = admin
+        .call(|mut c| {
+            let request = request.clone();
+            async move { c.list_sessions(request).await }
+        })
+        .await?;
+    let mut rows = Vec::new();
+    let mut json = Vec::new();
+    for s in &reply.sessions {
+        rows.push(vec![
+            s.id.to_string(),
+            s.namespace.clone(),
+            s.host.clone(),
+            s.mount_point.clone(),
+            s.pid.to_string(),
+            s.leases.to_string(),
+            format!("{:.1} s ago", s.heard_ms as f64 / 1000.0),
+            s.recalls_pending.to_string(),
+        ]);
+        json.push(json!({
+            "id": s.id, "namespace": s.namespace, "host": s.host, "mount_point": s.mount_point, "pid": s.pid,
+            "leases": s.leases, "heard_ms": s.heard_ms, "recalls_pending": s.recalls_pending,
+        }));
+    }
+    let headings = ["id", "namespace", "host", "mount point", "pid", "leases", "heard", "recalls pending"];
+    style.print(&headings, &rows, &Value::Array(json))
+}
+
+/// `gofsctl fsck`
+pub async fn fsck(admin: &mut Admin, style: Style) -> anyhow::Result<()> {
+    let r = admin.call(|mut c| async move { c.check(CheckRequest {}).await }).await?;
+    let mut fields = vec![
+        ("inodes", r.inodes.to_string()),
+        ("entries", r.entries.to_string()),
+        ("chunks", r.chunks.to_string()),
+        ("open but unlinked", r.orphans.to_string()),
+        ("problems", r.problems.len().to_string()),
+    ];
+    fields.extend(r.problems.iter().map(|p| ("problem", p.clone())));
+    let json = json!({
+        "inodes": r.inodes, "entries": r.entries, "chunks": r.chunks, "orphans": r.orphans, "problems": r.problems,
+    });
+    style.print_fields(&fields, &json)?;
+    if !r.problems.is_empty() {
+        bail!("{} problems found", r.problems.len());
+    }
+    Ok(())
+}
