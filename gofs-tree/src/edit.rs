@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use crate::{ChunkId, ChunkIndex, Ino, Mode, Name, SessionId, Timestamp, XattrName};
+use crate::{ChunkId, ChunkIndex, FileType, Ino, Mode, Name, SessionId, Timestamp, XattrName};
 
 /// One change, and when its author made it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +32,21 @@ pub enum NewNode {
     BlockDevice {
         rdev: u32,
     },
+}
+
+impl NewNode {
+    /// The type of the inode that it becomes.
+    pub fn file_type(&self) -> FileType {
+        match self {
+            NewNode::File => FileType::File,
+            NewNode::Directory => FileType::Directory,
+            NewNode::Symlink { .. } => FileType::Symlink,
+            NewNode::Fifo => FileType::Fifo,
+            NewNode::Socket => FileType::Socket,
+            NewNode::CharDevice { .. } => FileType::CharDevice,
+            NewNode::BlockDevice { .. } => FileType::BlockDevice,
+        }
+    }
 }
 
 /// Flags of `renameat2`; both at once are invalid.
@@ -110,7 +125,14 @@ pub enum EditOp {
     /// Removes an empty directory.
     Rmdir { parent: Ino, name: Name, holders: Vec<SessionId> },
     /// rename, renameat2. `holders` are those of the inode that is replaced.
-    Rename { parent: Ino, name: Name, new_parent: Ino, new_name: Name, flags: RenameFlags, holders: Vec<SessionId> },
+    Rename {
+        parent: Ino,
+        name: Name,
+        new_parent: Ino,
+        new_name: Name,
+        flags: RenameFlags,
+        holders: Vec<SessionId>,
+    },
     /// chmod, chown, truncate, utimens.
     SetAttr { ino: Ino, change: AttrChange },
     /// setxattr. POSIX ACLs are attributes; setting the access ACL also sets the mode.

@@ -1,6 +1,8 @@
 //! What [`apply`](crate::apply) needs of the place where the records are.
 
-use crate::{ChunkId, ChunkIndex, ChunkRef, ChunkSize, DirEntry, FsError, Ino, Inode, Name, Orphan, XattrName};
+use crate::{
+    ChunkId, ChunkIndex, ChunkRef, ChunkSize, DirEntry, FsError, Ino, Inode, Name, Orphan, XattrName,
+};
 use bytes::Bytes;
 
 /// What a namespace uses. `bytes` is the sum of the sizes of its regular files.

@@ -12,6 +12,9 @@ pub struct Timestamp {
 impl Timestamp {
     /// A timestamp; `nanos` past one second is carried into `secs`.
     pub fn new(secs: i64, nanos: u32) -> Self {
-        Timestamp { secs: secs.saturating_add(i64::from(nanos / 1_000_000_000)), nanos: nanos % 1_000_000_000 }
+        Timestamp {
+            secs: secs.saturating_add(i64::from(nanos / 1_000_000_000)),
+            nanos: nanos % 1_000_000_000,
+        }
     }
 }

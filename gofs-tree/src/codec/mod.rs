@@ -1,8 +1,14 @@
 //! Records and edits as bytes: versioned, checked, the same on disk and on the wire.
 //!
 //! Little-endian; the first byte of every encoded value is its format's version.
+//! A length counts what follows it and is checked against the bytes that are there
+//! before anything is allocated. Each value has exactly one encoding, so equal records
+//! are equal bytes; bytes that are not one are refused, never repaired.
 
-use crate::FsError;
+mod bytes;
+mod edit;
+mod number;
+mod record;
 
 /// Bytes that are not what they should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,17 +46,5 @@ pub trait Encode: Sized {
         let mut out = Vec::new();
         self.encode(&mut out);
         out
-    }
-}
-
-impl FsError {
-    /// A stable number for disk and wire, never 0.
-    pub fn code(self) -> u32 {
-        self as u32 + 1
-    }
-    /// The error of that number.
-    pub fn from_code(code: u32) -> Option<Self> {
-        let _ = code;
-        None
     }
 }
