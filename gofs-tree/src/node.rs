@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{Attr, BLOCK_BYTES, ChunkId, FileType, Ino, Mode, SessionId, Timestamp};
+use crate::{Attr, BLOCK_BYTES, ChunkId, FileType, Ino, Mode, ROOT_INO, SessionId, Timestamp};
 
 /// An inode's record (`i/<ns>/<ino>`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +69,28 @@ impl Inode {
     /// Whether it is a directory.
     pub fn is_dir(&self) -> bool {
         self.file_type == FileType::Directory
+    }
+}
+
+/// The record of a new namespace's root directory, which is [`ROOT_INO`]. The new
+/// namespace uses one inode and no bytes.
+pub fn make_root(mode: Mode, uid: u32, gid: u32, time: Timestamp) -> Inode {
+    Inode {
+        file_type: FileType::Directory,
+        mode,
+        uid,
+        gid,
+        nlink: 2,
+        size: 0,
+        blocks_4k: 0,
+        rdev: 0,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        btime: time,
+        parent: ROOT_INO,
+        has_xattrs: false,
+        inline: Bytes::new(),
     }
 }
 
