@@ -279,7 +279,11 @@ impl Link {
         handler.on_close(&self);
     }
 
-    async fn read_frames(self: &Arc<Self>, handler: &Arc<dyn LinkHandler>, skip_preface: bool) -> io::Result<()> {
+    async fn read_frames(
+        self: &Arc<Self>,
+        handler: &Arc<dyn LinkHandler>,
+        skip_preface: bool,
+    ) -> io::Result<()> {
         let mut stream = ReadHalf(&self.stream);
         if skip_preface {
             stream.read_exact(&mut [0; PREFACE.len()]).await?;
