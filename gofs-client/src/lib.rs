@@ -1,6 +1,23 @@
-//! What every gateway needs of gofs: a session with the MetaServer, cached leases, and the
-//! contents of files. Knows no kernel.
+//! What every gateway to gofs needs: the session with the MetaServers, the lease cache, the
+//! operations of a file system, file contents with write-back. Knows no kernel: whoever serves one
+//! implements [`KernelCache`] and calls [`Client`].
 
 #![forbid(unsafe_code)]
 
+mod cached;
+mod client;
+mod config;
 pub mod data;
+mod error;
+mod handle;
+mod kernel;
+mod lease;
+mod ops;
+
+pub use cached::Cached;
+pub use client::{Client, ClientStats, Unmounted, Waiting};
+pub use config::{ClientConfig, Wait};
+pub use error::MountError;
+pub use handle::{DirHandle, DirItem, Fallocate, FileHandle, FileLock, OpenFlags, StatFs, Whence};
+pub use kernel::KernelCache;
+pub use lease::UseGuard;

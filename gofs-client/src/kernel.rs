@@ -1,0 +1,20 @@
+//! What the client asks of the kernel that it serves: to forget.
+//!
+//! gofs-fuse implements it by notifications. Every call comes from a thread that may block and that
+//! serves no request of the kernel, because a notification can wait for requests in flight.
+
+use gofs_tree::Ino;
+
+/// The kernel's copies of what the client holds leases on.
+pub trait KernelCache: Send + Sync + 'static {
+    /// Drops the inode's attributes and pages; dirty pages of memory maps are written back first, through
+    /// [`Client::write`](crate::Client::write). Returns when that is done, also where the kernel is
+    /// about to learn of the inode by a reply that was sent before this call.
+    fn invalidate_inode(&self, ino: Ino);
+
+    /// Makes the kernel ask again for every name.
+    fn invalidate_entries(&self);
+
+    /// Whether [`KernelCache::invalidate_entries`] works; names are given no time to live where it does not.
+    fn can_cache_entries(&self) -> bool;
+}
