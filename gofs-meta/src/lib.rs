@@ -1,1 +1,8 @@
-//! Placeholder.
+//! The MetaServer: keeps the directory tree of every namespace and schedules the system.
+
+#![forbid(unsafe_code)]
+
+mod codec;
+pub mod command;
+pub mod group;
+pub mod state;
