@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod chunks;
 mod codec;
 pub mod command;
 pub mod group;
