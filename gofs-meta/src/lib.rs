@@ -1,9 +1,1 @@
-//! The MetaServer: keeps the directory tree of every namespace and schedules the system.
-
-#![forbid(unsafe_code)]
-
-pub mod chunks;
-mod codec;
-pub mod command;
-pub mod group;
-pub mod state;
+//! Placeholder.

@@ -1,0 +1,136 @@
+//! Takes the kernel's copies back: inodes (attributes and pages) one by one, names all at once.
+//!
+//! Notifications are written raw, because what the kernel answers matters: an inode that it does not
+//! know *yet* (the reply that brings it is still on its way) must be tried again.
+//! Called from blocking threads only: invalidating pages waits for the kernel to write dirty ones
+//! back, and those are requests to this very daemon.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use fuser::INodeNo;
+use gofs_client::KernelCache;
+use gofs_tree::Ino;
+use tracing::{debug, error, warn};
+
+use crate::convert::InoMap;
+use crate::lookups::Lookups;
+use crate::sys;
+
+/// How long an inode may stay on its way between a reply and the kernel's table. The thread that
+/// asked for it has to run in between; a stopped one keeps it there.
+const INSTANTIATION_LIMIT: Duration = Duration::from_secs(10);
+/// First and longest pause between tries.
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(10));
+
+/// The kernel's side of one mount.
+struct Connection {
+    device: OwnedFd,
+    map: InoMap,
+    names: bool,
+}
+
+/// [`KernelCache`] over `/dev/fuse`. Before [`connect`](KernelNotifier::connect) the kernel has no copies.
+#[derive(Default)]
+pub struct KernelNotifier {
+    connection: OnceLock<Connection>,
+    lookups: Arc<Lookups>,
+}
+
+impl KernelNotifier {
+    /// Takes a duplicate of the mount's `/dev/fuse` after the handshake and before the first request,
+    /// and finds out whether the kernel can drop all names at once.
+    pub fn connect(&self, device: OwnedFd, map: InoMap) {
+        let names = match sys::notify_inc_epoch(&device) {
+            Ok(()) => true,
+            Err(error) => {
+                debug!(%error, "the kernel does not take FUSE_NOTIFY_INC_EPOCH");
+                false
+            }
+        };
+        if self.connection.set(Connection { device, map, names }).is_err() {
+            error!("a second connection for one mount was ignored");
+        }
+    }
+
+    /// The counts of entries that the kernel was given.
+    pub fn lookups(&self) -> &Arc<Lookups> {
+        &self.lookups
+    }
+
+    /// Drops the attributes of an inode, not its pages; waits for nothing.
+    pub fn invalidate_attributes(&self, ino: Ino) {
+        self.invalidate(ino, sys::Invalidate::Attributes);
+    }
+
+    fn invalidate(&self, ino: Ino, what: sys::Invalidate) {
+        let Some(connection) = self.connection.get() else { return };
+        let node = connection.map.node(ino);
+        let started = Instant::now();
+        let mut pause = RETRY_PAUSE.0;
+        loop {
+            match sys::notify_inval_inode(&connection.device, node.0, what) {
+                Ok(()) => return,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    if !self.still_coming(node) {
+                        return;
+                    }
+                    if started.elapsed() > INSTANTIATION_LIMIT {
+                        warn!(%ino, "the kernel has not taken an inode that it was sent; its copy expires by time");
+                        return;
+                    }
+                }
+                Err(error) if disconnected(&error) => return,
+                Err(error) => {
+                    warn!(%ino, %error, "the kernel refused to drop its copy of an inode; it expires by time");
+                    return;
+                }
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(RETRY_PAUSE.1);
+        }
+    }
+
+    fn still_coming(&self, node: INodeNo) -> bool {
+        self.lookups.known(node)
+    }
+}
+
+/// Whether the mount is gone, and its copies with it.
+fn disconnected(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOTCONN | libc::EPERM | libc::EBADF))
+}
+
+impl KernelCache for KernelNotifier {
+    fn invalidate_inode(&self, ino: Ino) {
+        self.invalidate(ino, sys::Invalidate::AttributesAndPages);
+    }
+
+    fn invalidate_entries(&self) {
+        let Some(connection) = self.connection.get().filter(|connection| connection.names) else { return };
+        match sys::notify_inc_epoch(&connection.device) {
+            Ok(()) => {}
+            Err(error) if disconnected(&error) => {}
+            Err(error) => error!(%error, "the kernel refused to drop its names; they expire by time"),
+        }
+    }
+
+    fn can_cache_entries(&self) -> bool {
+        self.connection.get().is_some_and(|connection| connection.names)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_cached_before_the_mount() {
+        let kernel = KernelNotifier::default();
+        assert!(!kernel.can_cache_entries());
+        kernel.invalidate_inode(Ino(5));
+        kernel.invalidate_entries();
+    }
+}
