@@ -1,1 +1,10 @@
-//! Placeholder.
+//! The MetaServer: keeps the directory tree of every namespace and schedules the system.
+
+#![forbid(unsafe_code)]
+
+pub mod chunks;
+mod codec;
+pub mod command;
+pub mod group;
+pub mod lease;
+pub mod state;
