@@ -7,4 +7,6 @@ mod codec;
 pub mod command;
 pub mod group;
 pub mod lease;
+pub mod lock;
+pub mod session;
 pub mod state;

@@ -298,12 +298,14 @@ impl LeaseTable {
         let mut effects = Vec::new();
         let Some(outstanding) = self.recalls.get(&id) else { return effects };
         let recall = outstanding.recall.clone();
-        if open && recall.keep.is_none() && recall.names.is_empty() {
-            self.register_open(recall.session, recall.ino);
-        }
         let mut dirty = self.forget_recall(id, recall.names.is_empty());
         if recall.names.is_empty() {
             self.reduce(recall.session, recall.ino, recall.epoch, recall.keep);
+        }
+        let covered =
+            self.inodes.get(&recall.ino).is_some_and(|entry| entry.leases.contains_key(&recall.session));
+        if open && !covered {
+            self.register_open(recall.session, recall.ino);
         }
         dirty.extend(self.waiting_on([recall.ino]));
         self.decide(now, dirty, &mut effects);

@@ -1,0 +1,185 @@
+//! Which sessions live, for one term of leadership: when each was last heard of, grace, and fencing.
+//!
+//! Decides only; committing the end of a session, telling ChunkServers and freeing leases is the caller's work,
+//! in that order. Invariant: a session is over only [`SessionTimes::server_silence`] after it was last heard of, which is
+//! longer than it may answer from its caches; and none that the state knew at the start of the term is over
+//! before it had that time.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use gofs_tree::{NamespaceId, SessionId};
+
+use crate::lease::Now;
+
+/// How long sessions are believed to live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionTimes {
+    /// What the client counts from the sending of a KeepAlive.
+    pub validity: Duration,
+    /// What the server waits beyond it.
+    pub margin: Duration,
+}
+
+impl Default for SessionTimes {
+    fn default() -> Self {
+        SessionTimes { validity: Duration::from_secs(20), margin: Duration::from_secs(5) }
+    }
+}
+
+impl SessionTimes {
+    /// Silence after which a session is fenced.
+    pub fn server_silence(self) -> Duration {
+        self.validity + self.margin
+    }
+}
+
+/// Where a session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The state knows it, it has not said Hello in this term.
+    Absent,
+    /// It has.
+    Here,
+    /// It is being ended: nothing of it is accepted any more.
+    Ending,
+}
+
+#[derive(Clone, Debug)]
+struct Session {
+    namespace: NamespaceId,
+    heard: Now,
+    phase: Phase,
+}
+
+/// A session as administration shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionState {
+    /// Which.
+    pub session: SessionId,
+    /// What it mounts.
+    pub namespace: NamespaceId,
+    /// Time since it was last heard of.
+    pub silent: Duration,
+}
+
+/// The sessions of one term. See the module.
+#[derive(Debug)]
+pub struct SessionTable {
+    times: SessionTimes,
+    sessions: BTreeMap<SessionId, Session>,
+    began: Now,
+    in_grace: bool,
+}
+
+impl SessionTable {
+    /// A term begins; `known` are the sessions in the state.
+    pub fn new(
+        now: Now,
+        times: SessionTimes,
+        known: impl IntoIterator<Item = (SessionId, NamespaceId)>,
+    ) -> SessionTable {
+        let session = |(id, namespace)| (id, Session { namespace, heard: now, phase: Phase::Absent });
+        let mut table = SessionTable {
+            times,
+            sessions: known.into_iter().map(session).collect(),
+            began: now,
+            in_grace: true,
+        };
+        table.check_grace();
+        table
+    }
+
+    /// A session was committed.
+    pub fn opened(&mut self, now: Now, session: SessionId, namespace: NamespaceId) {
+        self.sessions.insert(session, Session { namespace, heard: now, phase: Phase::Here });
+    }
+
+    /// A session says Hello. False where it is over.
+    pub fn hello(&mut self, now: Now, session: SessionId) -> bool {
+        if !self.heard(now, session) {
+            return false;
+        }
+        if let Some(known) = self.sessions.get_mut(&session) {
+            known.phase = Phase::Here;
+        }
+        self.check_grace();
+        true
+    }
+
+    /// Something came from the session. False where it is over.
+    pub fn heard(&mut self, now: Now, session: SessionId) -> bool {
+        match self.sessions.get_mut(&session) {
+            Some(known) if known.phase != Phase::Ending => {
+                known.heard = known.heard.max(now);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the session lives.
+    pub fn is_live(&self, session: SessionId) -> bool {
+        self.sessions.get(&session).is_some_and(|known| known.phase != Phase::Ending)
+    }
+
+    /// From now on nothing of the session is accepted. False where it is over already.
+    pub fn begin_end(&mut self, session: SessionId) -> bool {
+        match self.sessions.get_mut(&session) {
+            Some(known) if known.phase != Phase::Ending => {
+                known.phase = Phase::Ending;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The session is gone from the state, and nothing of it is left.
+    pub fn ended(&mut self, session: SessionId) {
+        self.sessions.remove(&session);
+        self.check_grace();
+    }
+
+    /// Whether sessions may hold leases that this server does not know of: no request may run.
+    pub fn in_grace(&self) -> bool {
+        self.in_grace
+    }
+
+    /// Sessions that were silent for too long, to be fenced; each is named until [`SessionTable::begin_end`].
+    pub fn overdue(&self, now: Now) -> Vec<SessionId> {
+        let silence = self.times.server_silence();
+        let late =
+            |known: &Session| known.phase != Phase::Ending && now.saturating_sub(known.heard) > silence;
+        self.sessions.iter().filter(|(_, known)| late(known)).map(|(&id, _)| id).collect()
+    }
+
+    /// Time since the term began.
+    pub fn age(&self, now: Now) -> Duration {
+        now.saturating_sub(self.began)
+    }
+
+    /// All sessions that live.
+    pub fn list(&self, now: Now) -> Vec<SessionState> {
+        let live = self.sessions.iter().filter(|(_, known)| known.phase != Phase::Ending);
+        live.map(|(&session, known)| SessionState {
+            session,
+            namespace: known.namespace,
+            silent: now.saturating_sub(known.heard),
+        })
+        .collect()
+    }
+
+    /// Sessions that live in a namespace.
+    pub fn of_namespace(&self, namespace: NamespaceId) -> Vec<SessionId> {
+        let live = |known: &Session| known.namespace == namespace && known.phase != Phase::Ending;
+        self.sessions.iter().filter(|(_, known)| live(known)).map(|(&id, _)| id).collect()
+    }
+
+    /// Grace ends once, when every session is back or gone.
+    fn check_grace(&mut self) {
+        self.in_grace = self.in_grace && self.sessions.values().any(|known| known.phase != Phase::Here);
+    }
+}

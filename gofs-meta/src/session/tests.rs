@@ -1,0 +1,67 @@
+//! Grace and silence.
+
+use std::time::Duration;
+
+use gofs_tree::{NamespaceId, SessionId};
+
+use super::*;
+
+const NS: NamespaceId = NamespaceId(1);
+const A: SessionId = SessionId(1);
+const B: SessionId = SessionId(2);
+
+fn at(secs: u64) -> Now {
+    Duration::from_secs(secs)
+}
+
+fn table(known: &[SessionId]) -> SessionTable {
+    SessionTable::new(at(100), SessionTimes::default(), known.iter().map(|&id| (id, NS)))
+}
+
+#[test]
+fn without_sessions_there_is_no_grace() {
+    assert!(!table(&[]).in_grace());
+}
+
+#[test]
+fn grace_ends_when_all_are_back() {
+    let mut table = table(&[A, B]);
+    assert!(table.in_grace());
+    assert!(table.hello(at(101), A));
+    assert!(table.in_grace());
+    assert!(table.hello(at(102), B));
+    assert!(!table.in_grace());
+}
+
+#[test]
+fn an_absent_session_has_its_whole_time_from_the_start_of_the_term() {
+    let mut table = table(&[A, B]);
+    table.hello(at(101), A);
+    assert_eq!(table.overdue(at(125)), []);
+    assert_eq!(table.overdue(at(126)), [B]);
+    assert!(table.begin_end(B));
+    assert!(!table.begin_end(B) && !table.hello(at(126), B), "too late");
+    assert!(table.in_grace(), "until its end is committed and its locks are free");
+    table.ended(B);
+    assert!(!table.in_grace());
+}
+
+#[test]
+fn a_new_session_does_not_bring_grace_back() {
+    let mut table = table(&[]);
+    table.opened(at(101), A, NS);
+    assert!(!table.in_grace() && table.is_live(A));
+    assert!(table.begin_end(A));
+    assert!(!table.in_grace());
+}
+
+#[test]
+fn whoever_is_heard_of_lives() {
+    let mut table = table(&[]);
+    table.opened(at(100), A, NS);
+    for secs in (110..400).step_by(20) {
+        assert_eq!(table.overdue(at(secs)), []);
+        assert!(table.heard(at(secs), A));
+    }
+    assert_eq!(table.overdue(at(390 + 26)), [A]);
+}
