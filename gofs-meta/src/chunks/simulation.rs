@@ -1,0 +1,576 @@
+//! A whole cluster in one thread, from a seed: servers that die and come back, answers
+//! that get lost, instructions that are carried out late, leaders that change, writers with old locations.
+//!
+//! Each replica carries the number of the last write it took. Checked at every step:
+//! no replica that the leader would name current lacks a write that was acknowledged, and
+//! the last good replica of a live chunk is never deleted. At the end, with all servers up, every chunk
+//! reaches its goal and deleted ones disappear.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
+
+use gofs_tree::{ChunkId, ChunkServerId, ChunkVersion};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+use super::*;
+
+const SERVERS: u64 = 5;
+const GOAL: u32 = 2;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Stored {
+    version: ChunkVersion,
+    /// The last write that it holds.
+    write: u64,
+}
+
+#[derive(Default)]
+struct Host {
+    up: bool,
+    chunks: BTreeMap<ChunkId, Stored>,
+}
+
+/// An instruction on its way, perhaps to be carried out long after its sender gave up.
+#[derive(Clone, Debug)]
+enum Errand {
+    SetVersion { server: ChunkServerId, chunk: ChunkId, from: ChunkVersion, to: ChunkVersion },
+    Copy { target: ChunkServerId, chunk: ChunkId, version: ChunkVersion, sources: Vec<ChunkServerId> },
+    Delete { server: ChunkServerId, chunk: ChunkId, version: ChunkVersion },
+}
+
+struct Truth {
+    record: Record,
+    acknowledged: u64,
+}
+
+/// A client's idea of where a chunk is.
+#[derive(Clone)]
+struct Known {
+    version: ChunkVersion,
+    servers: Vec<ChunkServerId>,
+    created: bool,
+}
+
+struct Cluster {
+    rng: StdRng,
+    config: ChunkConfig,
+    now: Instant,
+    hosts: BTreeMap<ChunkServerId, Host>,
+    state: BTreeMap<ChunkId, Truth>,
+    forgotten: Vec<ChunkId>,
+    next_chunk: u64,
+    writers: HashMap<ChunkId, Known>,
+    late: Vec<Errand>,
+    // The leader's memory, lost with it.
+    term: u64,
+    began: Instant,
+    servers: ServerTable,
+    directory: Directory,
+    repairs: Repairs,
+    next_link: u64,
+    raises: u64,
+    copies: u64,
+    deletes: u64,
+    /// What happened to each chunk, for the message of a failed check.
+    history: BTreeMap<ChunkId, Vec<String>>,
+}
+
+impl Cluster {
+    fn new(seed: u64) -> Self {
+        let now = Instant::now();
+        let hosts = (1..=SERVERS).map(|id| (ChunkServerId(id), Host { up: true, ..Host::default() }));
+        let mut cluster = Cluster {
+            rng: StdRng::seed_from_u64(seed),
+            config: ChunkConfig {
+                orphan_grace: Duration::from_secs(20),
+                forget_after: Duration::from_secs(60),
+                ..ChunkConfig::default()
+            },
+            now,
+            hosts: hosts.collect(),
+            state: BTreeMap::new(),
+            forgotten: Vec::new(),
+            next_chunk: 1,
+            writers: HashMap::new(),
+            late: Vec::new(),
+            term: 0,
+            began: now,
+            servers: ServerTable::default(),
+            directory: Directory::default(),
+            repairs: Repairs::default(),
+            next_link: 1,
+            raises: 0,
+            copies: 0,
+            deletes: 0,
+            history: BTreeMap::new(),
+        };
+        cluster.elect();
+        cluster
+    }
+
+    fn note(&mut self, chunk: ChunkId, what: impl std::fmt::Debug) {
+        self.history.entry(chunk).or_default().push(format!("t{} {what:?}", self.term));
+    }
+
+    fn story(&self, chunk: ChunkId) -> String {
+        self.history.get(&chunk).map(|lines| lines.join("\n")).unwrap_or_default()
+    }
+
+    fn chance(&mut self, percent: u32) -> bool {
+        self.rng.random_range(0..100) < percent
+    }
+
+    /// A new leader knows the registered servers and the state, nothing else.
+    fn elect(&mut self) {
+        self.term += 1;
+        self.began = self.now;
+        self.servers = ServerTable::default();
+        self.directory = Directory::default();
+        self.repairs = Repairs::default();
+        for id in 1..=SERVERS {
+            let id = ChunkServerId(id);
+            self.servers.know(id, format!("10.0.0.{id}:7470"), BTreeMap::new(), self.now);
+        }
+    }
+
+    fn connect(&mut self, id: ChunkServerId) {
+        let link = self.next_link;
+        self.next_link += 1;
+        self.servers.connected(id, format!("10.0.0.{}:7470", id.0), BTreeMap::new(), link, self.now);
+        let server = self.servers.get_mut(id).unwrap();
+        server.described = true;
+        server.disks = vec![Disk { capacity_bytes: 100 << 30, free_bytes: 50 << 30, ..Disk::default() }];
+        self.directory.begin_list(id);
+        for (&chunk, stored) in &self.hosts[&id].chunks {
+            let line = Reported { chunk, version: stored.version, gone: false, corrupt: false };
+            self.directory.report(id, line, true, self.now);
+        }
+        self.directory.end_list(id);
+        let server = self.servers.get_mut(id).unwrap();
+        server.listed = true;
+        server.listed_before = true;
+    }
+
+    fn report(&mut self, id: ChunkServerId, chunk: ChunkId) {
+        if !self.servers.is_alive(id) {
+            return;
+        }
+        let stored = self.hosts[&id].chunks.get(&chunk);
+        let line = Reported {
+            chunk,
+            version: stored.map_or(ChunkVersion(0), |stored| stored.version),
+            gone: stored.is_none(),
+            corrupt: false,
+        };
+        self.directory.report(id, line, false, self.now);
+    }
+
+    /// Carries an errand out on its server, as a ChunkServer would; `true` = done.
+    fn carry_out(&mut self, errand: &Errand) -> bool {
+        let (server, chunk) = match *errand {
+            Errand::SetVersion { server, chunk, from, to } => {
+                let host = self.hosts.get_mut(&server).unwrap();
+                let Some(stored) = host.chunks.get_mut(&chunk).filter(|_| host.up) else { return false };
+                if stored.version != from && stored.version != to {
+                    return false;
+                }
+                stored.version = to;
+                (server, chunk)
+            }
+            Errand::Copy { target, chunk, version, ref sources } => {
+                let found = sources.iter().filter(|&id| self.hosts[id].up);
+                let found = found.filter_map(|id| self.hosts[id].chunks.get(&chunk));
+                let Some(&stored) = found.into_iter().find(|stored| stored.version == version) else {
+                    return false;
+                };
+                let host = self.hosts.get_mut(&target).unwrap();
+                let newer = host.chunks.get(&chunk).is_some_and(|there| there.version >= version);
+                if !host.up || newer {
+                    return false;
+                }
+                host.chunks.insert(chunk, stored);
+                (target, chunk)
+            }
+            Errand::Delete { server, chunk, version } => {
+                let host = self.hosts.get_mut(&server).unwrap();
+                let stored = host.chunks.get(&chunk).copied();
+                if !host.up || stored.is_some_and(|stored| stored.version > version) {
+                    return false;
+                }
+                host.chunks.remove(&chunk);
+                if let Some(stored) = stored {
+                    self.deletes += 1;
+                    self.check_not_the_last(server, chunk, stored);
+                }
+                (server, chunk)
+            }
+        };
+        self.note(chunk, errand);
+        self.report(server, chunk);
+        true
+    }
+
+    /// Sends an errand: done and answered, done and the answer lost, done late, or lost.
+    fn send(&mut self, errand: Errand) -> bool {
+        match self.rng.random_range(0..100) {
+            0..3 => false,
+            3..6 => {
+                self.carry_out(&errand);
+                false
+            }
+            6..9 => {
+                self.late.push(errand);
+                false
+            }
+            _ => self.carry_out(&errand),
+        }
+    }
+
+    fn run_change(
+        &mut self,
+        chunk: ChunkId,
+        without: &[ChunkServerId],
+        target: Option<ChunkServerId>,
+    ) -> bool {
+        let record = self.state[&chunk].record;
+        let Some(entry) = self.directory.entry(chunk) else { return false };
+        let (mut change, mut step) =
+            Change::start(self.term, chunk, &record, entry, &self.servers, without, target);
+        loop {
+            if self.chance(2) {
+                self.elect();
+                return false;
+            }
+            let mut yes = Vec::new();
+            match step {
+                Step::Raise { servers, to } => {
+                    self.raises += 1;
+                    self.directory.asked(chunk, to);
+                    for (server, from) in servers {
+                        if self.servers.is_alive(server)
+                            && self.send(Errand::SetVersion { server, chunk, from, to })
+                        {
+                            self.directory.holds(server, chunk, to, self.now);
+                            yes.push(server);
+                        }
+                    }
+                }
+                Step::Copy { target, sources, version } => {
+                    // Writers are at it while the copy runs.
+                    for _ in 0..3 {
+                        self.write(chunk);
+                    }
+                    if self.servers.is_alive(target)
+                        && self.send(Errand::Copy { target, chunk, version, sources })
+                    {
+                        self.copies += 1;
+                        self.directory.copied(target, chunk, version, self.now);
+                        yes.push(target);
+                    }
+                }
+                Step::Commit { from, to, copied, .. } => {
+                    let truth = self.state.get_mut(&chunk).unwrap();
+                    assert_eq!(truth.record.version, from);
+                    truth.record.version = to;
+                    self.note(chunk, ("commit", from, to));
+                    return copied || target.is_none();
+                }
+                Step::NoSurvivor => return false,
+            }
+            step = change.answered(&yes);
+        }
+    }
+
+    fn view(&self) -> View<'_> {
+        let waited = self.now - self.began;
+        View {
+            servers: &self.servers,
+            term: self.term,
+            began: self.began,
+            now: self.now,
+            settled: self.servers.all_listed() || waited > self.config.dead_after + self.config.settle,
+            write_patience: self.config.write_patience,
+        }
+    }
+
+    fn create(&mut self) {
+        let servers = placement::choose(
+            &self.servers,
+            &[],
+            &[],
+            GOAL as usize,
+            self.config.reserve_bytes,
+            &mut self.rng,
+        );
+        if servers.is_empty() {
+            return;
+        }
+        let chunk = ChunkId(self.next_chunk);
+        self.next_chunk += 1;
+        let version = ChunkVersion(1);
+        let record = Record { version, goal: GOAL, deleted: false };
+        self.state.insert(chunk, Truth { record, acknowledged: 0 });
+        self.directory.promise(chunk, version, &servers, self.now);
+        self.writers.insert(chunk, Known { version, servers, created: false });
+    }
+
+    /// The client writes to every replica it knows; acknowledged if all took it.
+    fn write(&mut self, chunk: ChunkId) {
+        let Some(known) = self.writers.get(&chunk).cloned() else {
+            return self.ask(chunk);
+        };
+        let number = self.state[&chunk].acknowledged + 1;
+        let mut failed = Vec::new();
+        for &id in &known.servers {
+            let lost = self.chance(2);
+            let host = self.hosts.get_mut(&id).unwrap();
+            let create = !known.created;
+            let took = host.up && !lost && {
+                let stored = host.chunks.get_mut(&chunk);
+                match stored {
+                    Some(stored) if stored.version == known.version => {
+                        stored.write = number;
+                        true
+                    }
+                    None if create => {
+                        host.chunks.insert(chunk, Stored { version: known.version, write: number });
+                        true
+                    }
+                    _ => false,
+                }
+            };
+            if took {
+                if create {
+                    self.report(id, chunk);
+                }
+            } else {
+                failed.push(id);
+            }
+        }
+        self.note(chunk, ("write", number, known.version, &known.servers, "failed", &failed));
+        if failed.is_empty() {
+            self.writers.get_mut(&chunk).unwrap().created = true;
+            let truth = self.state.get_mut(&chunk).unwrap();
+            truth.acknowledged = truth.acknowledged.max(number);
+        } else if self.chance(20) {
+            // The client dies with its write half done.
+            self.writers.remove(&chunk);
+        } else {
+            self.replica_failed(chunk, &known, &failed);
+        }
+    }
+
+    fn replica_failed(&mut self, chunk: ChunkId, known: &Known, failed: &[ChunkServerId]) {
+        if self.state[&chunk].record.version != known.version {
+            return self.ask(chunk);
+        }
+        self.run_change(chunk, failed, None);
+        self.writers.remove(&chunk);
+    }
+
+    fn ask(&mut self, chunk: ChunkId) {
+        let record = self.state[&chunk].record;
+        match locate_to_write(&self.view(), &record, self.directory.entry(chunk)) {
+            Write::There(Location::At { version, servers }) => {
+                let servers = servers.into_iter().map(|(id, _)| id).collect();
+                self.writers.insert(chunk, Known { version, servers, created: true });
+            }
+            Write::Raise => {
+                self.run_change(chunk, &[], None);
+            }
+            Write::There(_) => {}
+        }
+    }
+
+    fn plan(&mut self) {
+        if !self.view().settled {
+            return;
+        }
+        let mut chunks: Vec<ChunkId> = self.directory.chunks().chain(self.state.keys().copied()).collect();
+        chunks.sort();
+        chunks.dedup();
+        let term = self.term;
+        for chunk in chunks {
+            if self.term != term {
+                return;
+            }
+            let record = self.state.get(&chunk).map(|truth| truth.record);
+            let issued = chunk.0 < self.next_chunk;
+            let entry = self.directory.entry_mut(chunk);
+            let verdict = judge(&self.config, &self.servers, record.as_ref(), issued, entry, self.now);
+            for (server, version) in verdict.delete {
+                self.send(Errand::Delete { server, chunk, version });
+            }
+            if let Some(without) = verdict.raise_without {
+                self.run_change(chunk, &without, None);
+            }
+            if verdict.forget {
+                self.state.remove(&chunk);
+                self.writers.remove(&chunk);
+                self.forgotten.push(chunk);
+            }
+            if verdict.repair {
+                self.repairs.want(chunk, verdict.current);
+            } else {
+                self.repairs.unwant(chunk);
+            }
+        }
+        loop {
+            let directory = &self.directory;
+            let next = self.repairs.next(
+                &self.config,
+                &self.servers,
+                |c| directory.entry(c),
+                self.now,
+                &mut self.rng,
+            );
+            let Some(copy) = next else { break };
+            let done = self.run_change(copy.chunk, &[], Some(copy.target));
+            self.repairs.finished(copy.chunk, done, self.now);
+            if self.term != term {
+                return;
+            }
+        }
+    }
+
+    fn check_not_the_last(&self, server: ChunkServerId, chunk: ChunkId, gone: Stored) {
+        let Some(truth) = self.state.get(&chunk).filter(|truth| !truth.record.deleted) else { return };
+        let left = self.hosts.values().filter_map(|host| host.chunks.get(&chunk));
+        let good =
+            left.filter(|left| left.version >= truth.record.version && left.write >= truth.acknowledged);
+        assert!(good.count() > 0, "{server} deleted the last good replica of {chunk}: {gone:?}");
+    }
+
+    /// Whatever a leader with full knowledge would call current holds every acknowledged write.
+    fn check(&self) {
+        for (chunk, truth) in &self.state {
+            if truth.record.deleted || truth.acknowledged == 0 {
+                continue;
+            }
+            let mut versions = Vec::new();
+            for (id, host) in &self.hosts {
+                let Some(stored) = host.chunks.get(chunk) else { continue };
+                versions.push((id, *stored));
+                assert!(
+                    stored.version < truth.record.version || stored.write >= truth.acknowledged,
+                    "{chunk} at {} on {id} holds write {} of {}; its story:\n{}",
+                    stored.version,
+                    stored.write,
+                    truth.acknowledged,
+                    self.story(*chunk)
+                );
+            }
+            assert!(
+                versions.iter().any(|(_, stored)| stored.version >= truth.record.version),
+                "{chunk}: nothing current is left: {versions:?}, committed {}; its story:\n{}",
+                truth.record.version,
+                self.story(*chunk)
+            );
+        }
+    }
+
+    fn step(&mut self, calm: bool) {
+        self.now += Duration::from_millis(self.rng.random_range(100..1500));
+        let ids: Vec<ChunkServerId> = self.hosts.keys().copied().collect();
+        for id in ids {
+            let fall = !calm && self.chance(2);
+            let rise = calm || self.chance(15);
+            let host = self.hosts.get_mut(&id).unwrap();
+            if host.up && fall {
+                host.up = false;
+                if let Some(link) = self.servers.get(id).and_then(|server| server.link) {
+                    self.servers.disconnected(id, link, self.now);
+                }
+            } else if !host.up && rise {
+                host.up = true;
+            }
+            if self.hosts[&id].up && !self.servers.is_alive(id) && (calm || self.chance(50)) {
+                self.connect(id);
+            }
+        }
+        if !calm && self.chance(1) {
+            self.elect();
+        }
+        if !calm && self.state.len() < 12 && self.chance(30) {
+            self.create();
+        }
+        let chunks: Vec<ChunkId> =
+            self.state.iter().filter(|(_, truth)| !truth.record.deleted).map(|(&chunk, _)| chunk).collect();
+        for chunk in chunks {
+            if !calm && self.chance(1) {
+                self.state.get_mut(&chunk).unwrap().record.deleted = true;
+                self.writers.remove(&chunk);
+            } else if self.chance(40) {
+                self.write(chunk);
+            }
+        }
+        if !self.late.is_empty() && self.chance(20) {
+            let index = self.rng.random_range(0..self.late.len());
+            let errand = self.late.swap_remove(index);
+            self.carry_out(&errand);
+        }
+        self.plan();
+        self.check();
+    }
+
+    fn goals_reached(&self) -> Result<(), String> {
+        for (chunk, truth) in &self.state {
+            if truth.record.deleted {
+                return Err(format!("{chunk} was deleted and is still there"));
+            }
+            let stored = self.hosts.values().filter_map(|host| host.chunks.get(chunk));
+            let (current, other): (Vec<_>, Vec<_>) =
+                stored.partition::<Vec<&Stored>, _>(|stored| stored.version == truth.record.version);
+            if truth.acknowledged > 0 && (current.len() as u32 != GOAL || !other.is_empty()) {
+                return Err(format!("{chunk}: {} current, {} others", current.len(), other.len()));
+            }
+        }
+        for chunk in &self.forgotten {
+            if self.hosts.values().any(|host| host.chunks.contains_key(chunk)) {
+                return Err(format!("{chunk} was forgotten and a server has it"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn simulate(seed: u64) -> (u64, u64, u64) {
+    let mut cluster = Cluster::new(seed);
+    for _ in 0..600 {
+        cluster.step(false);
+    }
+    let mut reached = Err(String::new());
+    for _ in 0..600 {
+        cluster.step(true);
+        reached = cluster.goals_reached();
+        if reached.is_ok() && cluster.late.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(reached, Ok(()));
+    (cluster.raises, cluster.copies, cluster.deletes)
+}
+
+#[test]
+fn no_acknowledged_write_is_lost_and_every_goal_is_reached() {
+    let seeds = match std::env::var("GOFS_SEED") {
+        Ok(seed) => {
+            let seed = seed.parse().expect("GOFS_SEED is a number");
+            seed..seed + 1
+        }
+        Err(_) => 0..60u64,
+    };
+    let mut done = (0, 0, 0);
+    for seed in seeds {
+        let result = std::panic::catch_unwind(|| simulate(seed));
+        let Ok((raises, copies, deletes)) = result else {
+            panic!(
+                "seed {seed}; replay with GOFS_SEED={seed} cargo nextest run -p gofs-meta no_acknowledged_write"
+            )
+        };
+        done = (done.0 + raises, done.1 + copies, done.2 + deletes);
+    }
+    assert!(done.0 > 100 && done.1 > 20 && done.2 > 20, "the simulation did too little: {done:?}");
+}

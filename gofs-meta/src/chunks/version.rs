@@ -1,0 +1,32 @@
+//! Chunk versions that no two leaders ever mean differently.
+
+use gofs_tree::ChunkVersion;
+
+/// Low bits of a version: how many times one leader may raise one chunk.
+const COUNTER_BITS: u32 = 24;
+
+/// A version above `floor` that no leader of another term ever chose: its upper
+/// bits are the term. So a server that took a version which was then never committed (its
+/// leader died, its answer was lost) can never be mistaken for a current one later.
+pub fn next_version(term: u64, floor: ChunkVersion) -> ChunkVersion {
+    ChunkVersion((floor.0.saturating_add(1)).max(term << COUNTER_BITS))
+}
+
+/// Whether the leader of this term chose the version, and so knows every server that may hold it.
+pub fn chosen_in(term: u64, version: ChunkVersion) -> bool {
+    version.0 >> COUNTER_BITS == term && term != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_two_terms_never_meet() {
+        let first = next_version(3, ChunkVersion(1));
+        let again = next_version(3, first);
+        let other = next_version(4, ChunkVersion(1));
+        assert!(ChunkVersion(1) < first && first < again && again < other);
+        assert!(chosen_in(3, again) && !chosen_in(4, again) && !chosen_in(3, ChunkVersion(1)));
+    }
+}

@@ -1,0 +1,492 @@
+//! What one entry of the EditLog is, and what applying it answers.
+//!
+//! Everything chosen (ids, times, tokens) is in the command, so that every MetaServer that
+//! applies the same log reaches the same records, byte for byte.
+
+use std::collections::BTreeMap;
+
+use gofs_tree::{
+    ChunkId, ChunkServerId, ChunkSize, ChunkVersion, CodecError, Edit, EditSeq, Encode, FsError,
+    INLINE_MAX_LIMIT, NamespaceId, NamespaceLimits, Outcome, SessionId, Timestamp,
+};
+
+use crate::codec::{Reader, Writer};
+
+/// Most bytes of a namespace's name.
+pub const NAMESPACE_NAME_MAX: usize = 128;
+/// Most replicas that a namespace may ask for.
+pub const REPLICAS_MAX: u32 = 16;
+/// Version of the commands' bytes.
+const COMMAND_VERSION: u8 = 1;
+
+/// How a namespace keeps its files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamespaceConfig {
+    /// Copies of each chunk, 1 to [`REPLICAS_MAX`].
+    pub replicas: u32,
+    /// Bytes in a chunk; fixed when the namespace is made.
+    pub chunk_size: ChunkSize,
+    /// Largest file kept in its inode, bytes, at most [`INLINE_MAX_LIMIT`].
+    pub inline_max: u32,
+    /// Most bytes, 0 = no limit.
+    pub quota_bytes: u64,
+    /// Most inodes, 0 = no limit.
+    pub quota_inodes: u64,
+}
+
+impl Default for NamespaceConfig {
+    fn default() -> Self {
+        NamespaceConfig {
+            replicas: 2,
+            chunk_size: ChunkSize::DEFAULT,
+            inline_max: 4096,
+            quota_bytes: 0,
+            quota_inodes: 0,
+        }
+    }
+}
+
+impl NamespaceConfig {
+    /// What gofs-tree needs to know of it.
+    pub fn limits(&self) -> NamespaceLimits {
+        NamespaceLimits {
+            quota_bytes: self.quota_bytes,
+            quota_inodes: self.quota_inodes,
+            inline_max: self.inline_max,
+            chunk_size: self.chunk_size,
+        }
+    }
+
+    /// Why this configuration cannot be, if it cannot.
+    pub fn problem(&self) -> Option<String> {
+        if !(1..=REPLICAS_MAX).contains(&self.replicas) {
+            return Some(format!("replicas must be 1 to {REPLICAS_MAX}, not {}", self.replicas));
+        }
+        if self.inline_max > INLINE_MAX_LIMIT {
+            return Some(format!(
+                "inline_max must be at most {INLINE_MAX_LIMIT} bytes, not {}",
+                self.inline_max
+            ));
+        }
+        None
+    }
+
+    pub(crate) fn write(&self, out: &mut Writer<'_>) {
+        out.u32(self.replicas);
+        out.u32(self.chunk_size.bytes());
+        out.u32(self.inline_max);
+        out.u64(self.quota_bytes);
+        out.u64(self.quota_inodes);
+    }
+
+    pub(crate) fn read(from: &mut Reader<'_>) -> Result<Self, CodecError> {
+        Ok(NamespaceConfig {
+            replicas: from.u32()?,
+            chunk_size: ChunkSize::new(from.u32()?).ok_or_else(|| from.malformed())?,
+            inline_max: from.u32()?,
+            quota_bytes: from.u64()?,
+            quota_inodes: from.u64()?,
+        })
+    }
+}
+
+/// Why a namespace cannot have this name, if it cannot: it is part of mount sources and of command lines.
+pub fn namespace_name_problem(name: &str) -> Option<String> {
+    if name.is_empty() || name.len() > NAMESPACE_NAME_MAX {
+        return Some(format!("a namespace's name has 1 to {NAMESPACE_NAME_MAX} bytes, not {}", name.len()));
+    }
+    if name == "." || name == ".." || name.starts_with('-') {
+        return Some(format!("a namespace cannot be named {name:?}"));
+    }
+    let bad = name.chars().find(|c| c.is_control() || c.is_whitespace() || matches!(c, '/' | ':' | ','));
+    bad.map(|c| format!("a namespace's name cannot contain {c:?}"))
+}
+
+/// One change of the state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Edits of a session; edit `n` has the sequence number `first_seq + n`. One that was applied
+    /// before is answered with its recorded outcome.
+    Edits {
+        /// Whose edits.
+        session: SessionId,
+        /// Sequence number of the first, from 1.
+        first_seq: EditSeq,
+        /// Every outcome up to here has reached the author and is forgotten.
+        answered: EditSeq,
+        /// The edits, in order.
+        edits: Vec<Edit>,
+    },
+    /// A mount begins. Answers `Session`; also where that session is there with the same token.
+    OpenSession {
+        /// Never used before.
+        session: SessionId,
+        /// What it mounts.
+        namespace: NamespaceId,
+        /// Proof of ownership.
+        token: [u8; 16],
+        /// For people: the mount's host.
+        host: String,
+        /// For people: where it is mounted.
+        mount_point: String,
+        /// For people: the daemon's process id.
+        pid: u32,
+    },
+    /// Removes a session and takes it out of all orphans; those that nobody holds any more are freed.
+    EndSession {
+        /// Which.
+        session: SessionId,
+        /// Taken from it rather than given back: remembered for ChunkServers that were away.
+        fenced: bool,
+    },
+    /// Makes a namespace with an empty root directory. Answers `Namespace`.
+    CreateNamespace {
+        /// See [`namespace_name_problem`].
+        name: String,
+        /// How it keeps files.
+        config: NamespaceConfig,
+        /// The root's times.
+        time: Timestamp,
+    },
+    /// Replaces a namespace's configuration. The chunk size cannot change.
+    SetNamespace {
+        /// Which.
+        id: NamespaceId,
+        /// The whole new configuration.
+        config: NamespaceConfig,
+    },
+    /// Takes a namespace away at once: its name is free and its sessions are fenced. Its records go
+    /// by [`Command::SweepNamespace`].
+    DeleteNamespace {
+        /// Which.
+        id: NamespaceId,
+    },
+    /// Removes the next records of a deleted namespace, a bounded number. The leader proposes it until all are gone.
+    SweepNamespace {
+        /// Which.
+        id: NamespaceId,
+    },
+    /// Moves a chunk's version; refused where it is not `from` now.
+    SetChunkVersion {
+        /// Which.
+        chunk: ChunkId,
+        /// What it must be.
+        from: ChunkVersion,
+        /// What it becomes, more than `from`.
+        to: ChunkVersion,
+    },
+    /// Forgets a chunk that is to be deleted and that no server has any more.
+    ForgetChunk {
+        /// Which.
+        chunk: ChunkId,
+    },
+    /// A ChunkServer's identity, address and labels, new or changed.
+    RegisterServer {
+        /// Which.
+        server: ChunkServerId,
+        /// Of its data door.
+        address: String,
+        /// Failure domains and the like.
+        labels: BTreeMap<String, String>,
+    },
+    /// Names the cluster. The log's first command; refused where another name is set.
+    InitCluster {
+        /// Chosen at random.
+        cluster: [u8; 16],
+    },
+}
+
+/// What applying a command answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CommandOutcome {
+    /// One result for each edit.
+    Edits(Vec<Result<Outcome, FsError>>),
+    /// The session that was opened.
+    Session(SessionId),
+    /// The namespace that was made.
+    Namespace(NamespaceId),
+    /// Done.
+    Done,
+    /// Not done; nothing changed.
+    Refused(Refusal),
+}
+
+/// Why a command was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Fenced, ended or never opened.
+    #[error("session {0} does not exist (it ended or was fenced)")]
+    NoSession(SessionId),
+    /// The id is in use.
+    #[error("session {0} exists already")]
+    SessionExists(SessionId),
+    /// Too many outcomes that the author has not acknowledged.
+    #[error("session {0} has too many outcomes that it has not acknowledged")]
+    TooManyUnanswered(SessionId),
+    /// No such namespace.
+    #[error("no namespace {0}")]
+    NoNamespace(NamespaceId),
+    /// The name is in use.
+    #[error("a namespace named {0:?} exists already")]
+    NameTaken(String),
+    /// The command cannot be carried out as it stands.
+    #[error("{0}")]
+    Invalid(String),
+    /// No such chunk.
+    #[error("no chunk {0}")]
+    NoChunk(ChunkId),
+    /// The version has moved.
+    #[error("chunk {chunk} is at version {current}")]
+    ChunkVersion {
+        /// Which.
+        chunk: ChunkId,
+        /// Its version.
+        current: ChunkVersion,
+    },
+    /// Not to be deleted.
+    #[error("chunk {0} belongs to a file")]
+    ChunkLive(ChunkId),
+    /// It has another name.
+    #[error("the cluster has another identity already")]
+    ClusterSet,
+}
+
+const EDITS: u8 = 1;
+const OPEN_SESSION: u8 = 2;
+const END_SESSION: u8 = 3;
+const CREATE_NAMESPACE: u8 = 4;
+const SET_NAMESPACE: u8 = 5;
+const DELETE_NAMESPACE: u8 = 6;
+const SWEEP_NAMESPACE: u8 = 7;
+const SET_CHUNK_VERSION: u8 = 8;
+const FORGET_CHUNK: u8 = 9;
+const REGISTER_SERVER: u8 = 10;
+const INIT_CLUSTER: u8 = 11;
+
+impl Encode for Command {
+    fn encode(&self, buffer: &mut Vec<u8>) {
+        let mut out = Writer(buffer);
+        out.u8(COMMAND_VERSION);
+        match self {
+            Command::Edits { session, first_seq, answered, edits } => {
+                out.u8(EDITS);
+                out.u64(session.0);
+                out.u64(first_seq.0);
+                out.u64(answered.0);
+                out.u32(u32::try_from(edits.len()).expect("a batch of edits is bounded by its frame"));
+                for edit in edits {
+                    out.nested(|buffer| edit.encode(buffer));
+                }
+            }
+            Command::OpenSession { session, namespace, token, host, mount_point, pid } => {
+                out.u8(OPEN_SESSION);
+                out.u64(session.0);
+                out.u32(namespace.0);
+                out.raw(token);
+                out.str(host);
+                out.str(mount_point);
+                out.u32(*pid);
+            }
+            Command::EndSession { session, fenced } => {
+                out.u8(END_SESSION);
+                out.u64(session.0);
+                out.bool(*fenced);
+            }
+            Command::CreateNamespace { name, config, time } => {
+                out.u8(CREATE_NAMESPACE);
+                out.str(name);
+                config.write(&mut out);
+                out.i64(time.secs);
+                out.u32(time.nanos);
+            }
+            Command::SetNamespace { id, config } => {
+                out.u8(SET_NAMESPACE);
+                out.u32(id.0);
+                config.write(&mut out);
+            }
+            Command::DeleteNamespace { id } => {
+                out.u8(DELETE_NAMESPACE);
+                out.u32(id.0);
+            }
+            Command::SweepNamespace { id } => {
+                out.u8(SWEEP_NAMESPACE);
+                out.u32(id.0);
+            }
+            Command::SetChunkVersion { chunk, from, to } => {
+                out.u8(SET_CHUNK_VERSION);
+                out.u64(chunk.0);
+                out.u64(from.0);
+                out.u64(to.0);
+            }
+            Command::ForgetChunk { chunk } => {
+                out.u8(FORGET_CHUNK);
+                out.u64(chunk.0);
+            }
+            Command::RegisterServer { server, address, labels } => {
+                out.u8(REGISTER_SERVER);
+                out.u64(server.0);
+                out.str(address);
+                write_labels(&mut out, labels);
+            }
+            Command::InitCluster { cluster } => {
+                out.u8(INIT_CLUSTER);
+                out.raw(cluster);
+            }
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        let mut from = Reader::new("command", bytes);
+        from.version(COMMAND_VERSION)?;
+        let command = match from.u8()? {
+            EDITS => {
+                let session = SessionId(from.u64()?);
+                let first_seq = EditSeq(from.u64()?);
+                let answered = EditSeq(from.u64()?);
+                let count = from.count(4)?;
+                let mut edits = Vec::with_capacity(count);
+                for _ in 0..count {
+                    edits.push(Edit::decode(from.bytes()?)?);
+                }
+                Command::Edits { session, first_seq, answered, edits }
+            }
+            OPEN_SESSION => Command::OpenSession {
+                session: SessionId(from.u64()?),
+                namespace: NamespaceId(from.u32()?),
+                token: from.array()?,
+                host: from.str()?,
+                mount_point: from.str()?,
+                pid: from.u32()?,
+            },
+            END_SESSION => Command::EndSession { session: SessionId(from.u64()?), fenced: from.bool()? },
+            CREATE_NAMESPACE => Command::CreateNamespace {
+                name: from.str()?,
+                config: NamespaceConfig::read(&mut from)?,
+                time: Timestamp::new(from.i64()?, from.u32()?),
+            },
+            SET_NAMESPACE => Command::SetNamespace {
+                id: NamespaceId(from.u32()?),
+                config: NamespaceConfig::read(&mut from)?,
+            },
+            DELETE_NAMESPACE => Command::DeleteNamespace { id: NamespaceId(from.u32()?) },
+            SWEEP_NAMESPACE => Command::SweepNamespace { id: NamespaceId(from.u32()?) },
+            SET_CHUNK_VERSION => Command::SetChunkVersion {
+                chunk: ChunkId(from.u64()?),
+                from: ChunkVersion(from.u64()?),
+                to: ChunkVersion(from.u64()?),
+            },
+            FORGET_CHUNK => Command::ForgetChunk { chunk: ChunkId(from.u64()?) },
+            REGISTER_SERVER => Command::RegisterServer {
+                server: ChunkServerId(from.u64()?),
+                address: from.str()?,
+                labels: read_labels(&mut from)?,
+            },
+            INIT_CLUSTER => Command::InitCluster { cluster: from.array()? },
+            _ => return Err(from.malformed()),
+        };
+        from.end()?;
+        Ok(command)
+    }
+}
+
+pub(crate) fn write_labels(out: &mut Writer<'_>, labels: &BTreeMap<String, String>) {
+    out.u32(u32::try_from(labels.len()).expect("labels come from a command line"));
+    for (key, value) in labels {
+        out.str(key);
+        out.str(value);
+    }
+}
+
+pub(crate) fn read_labels(from: &mut Reader<'_>) -> Result<BTreeMap<String, String>, CodecError> {
+    let count = from.count(8)?;
+    let mut labels = BTreeMap::new();
+    for _ in 0..count {
+        labels.insert(from.str()?, from.str()?);
+    }
+    Ok(labels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gofs_tree::{EditOp, Ino, Name, ROOT_INO};
+
+    fn samples() -> Vec<Command> {
+        let config = NamespaceConfig { quota_bytes: 7, ..NamespaceConfig::default() };
+        vec![
+            Command::Edits {
+                session: SessionId(3),
+                first_seq: EditSeq(9),
+                answered: EditSeq(8),
+                edits: vec![
+                    Edit {
+                        time: Timestamp::new(5, 6),
+                        op: EditOp::Link { ino: Ino(4), parent: ROOT_INO, name: Name::new(b"n").unwrap() },
+                    },
+                    Edit {
+                        time: Timestamp::new(-5, 6),
+                        op: EditOp::ReleaseOrphan { ino: Ino(4), session: SessionId(1) },
+                    },
+                ],
+            },
+            Command::OpenSession {
+                session: SessionId(1),
+                namespace: NamespaceId(2),
+                token: [7; 16],
+                host: "host".into(),
+                mount_point: "/mnt".into(),
+                pid: 11,
+            },
+            Command::EndSession { session: SessionId(5), fenced: true },
+            Command::CreateNamespace { name: "demo".into(), config, time: Timestamp::new(1, 2) },
+            Command::SetNamespace { id: NamespaceId(1), config },
+            Command::DeleteNamespace { id: NamespaceId(1) },
+            Command::SweepNamespace { id: NamespaceId(1) },
+            Command::SetChunkVersion { chunk: ChunkId(1), from: ChunkVersion(2), to: ChunkVersion(3) },
+            Command::ForgetChunk { chunk: ChunkId(1) },
+            Command::RegisterServer {
+                server: ChunkServerId(9),
+                address: "h:1".into(),
+                labels: BTreeMap::from([("rack".into(), "r1".into())]),
+            },
+            Command::InitCluster { cluster: [1; 16] },
+        ]
+    }
+
+    #[test]
+    fn commands_survive_their_bytes() {
+        for command in samples() {
+            assert_eq!(Command::decode(&command.to_bytes()).unwrap(), command);
+        }
+    }
+
+    #[test]
+    fn a_command_cut_anywhere_or_longer_is_refused() {
+        for command in samples() {
+            let mut bytes = command.to_bytes();
+            for cut in 0..bytes.len() {
+                assert!(Command::decode(&bytes[..cut]).is_err(), "{command:?} cut at {cut}");
+            }
+            bytes.push(0);
+            assert!(Command::decode(&bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn golden_bytes_of_a_command() {
+        let command =
+            Command::SetChunkVersion { chunk: ChunkId(0x0102), from: ChunkVersion(3), to: ChunkVersion(4) };
+        let golden = [1, 8, 2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(command.to_bytes(), golden);
+    }
+
+    #[test]
+    fn names_that_would_confuse_a_mount_source_are_refused() {
+        for bad in ["", ".", "..", "a/b", "a:b", "a,b", "a b", "-x", "a\n"] {
+            assert!(namespace_name_problem(bad).is_some(), "{bad:?}");
+        }
+        for good in ["demo", "Ünï", "a.b-c_d"] {
+            assert_eq!(namespace_name_problem(good), None);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! The ordered key-value store on disk: one fjall database in one directory.
+//!
+//! All records are in one keyspace with one sequence of batches, so whatever of it a crash leaves
+//! is the state after some entry of the EditLog, never a mixture. The journal is not synced:
+//! the EditLog is the truth. [`Disk::persist`] makes everything durable, and must have
+//! succeeded before the EditLog is trimmed.
+
+use std::path::{Path, PathBuf};
+
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
+
+use super::StateError;
+
+const KEYSPACE: &str = "records";
+
+pub(crate) struct Disk {
+    database: Database,
+    records: Keyspace,
+    path: PathBuf,
+}
+
+impl Disk {
+    pub fn open(path: &Path, cache_bytes: u64) -> Result<Self, StateError> {
+        let failed = |error| StateError::storage(path, error);
+        let database = Database::builder(path)
+            .cache_size(cache_bytes)
+            .manual_journal_persist(true)
+            .worker_threads(2)
+            .open()
+            .map_err(failed)?;
+        let options = || KeyspaceCreateOptions::default().manual_journal_persist(true);
+        let records = database.keyspace(KEYSPACE, options).map_err(failed)?;
+        Ok(Disk { database, records, path: path.to_owned() })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn failed(&self, error: fjall::Error) -> StateError {
+        StateError::storage(&self.path, error)
+    }
+
+    /// A view that later writes do not change.
+    pub fn view(&self) -> Snapshot {
+        self.database.snapshot()
+    }
+
+    /// The stored value, as of `view` or newest.
+    pub fn get(&self, view: Option<&Snapshot>, key: &[u8]) -> Result<Option<fjall::Slice>, StateError> {
+        match view {
+            Some(view) => view.get(&self.records, key),
+            None => self.records.get(key),
+        }
+        .map_err(|error| self.failed(error))
+    }
+
+    /// All pairs with `start <= key < end` (no bound where `end` is empty), in order.
+    pub fn range(
+        &self,
+        view: Option<&Snapshot>,
+        start: &[u8],
+        end: &[u8],
+    ) -> impl Iterator<Item = Result<(fjall::Slice, fjall::Slice), StateError>> + use<> {
+        use std::ops::Bound;
+        let upper = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(end) };
+        let bounds: (Bound<&[u8]>, Bound<&[u8]>) = (Bound::Included(start), upper);
+        let iter = match view {
+            Some(view) => view.range::<&[u8], _>(&self.records, bounds),
+            None => self.records.range::<&[u8], _>(bounds),
+        };
+        let path = self.path.clone();
+        iter.map(move |guard| guard.into_inner().map_err(|error| StateError::storage(&path, error)))
+    }
+
+    /// Writes all or nothing.
+    pub fn write(&self, changes: impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>) -> Result<(), StateError> {
+        let mut batch = self.database.batch();
+        for (key, value) in changes {
+            match value {
+                Some(value) => batch.insert(&self.records, key, value),
+                None => batch.remove(&self.records, key),
+            }
+        }
+        batch.commit().map_err(|error| self.failed(error))
+    }
+
+    /// Makes everything written so far durable.
+    pub fn persist(&self) -> Result<(), StateError> {
+        self.database.persist(PersistMode::SyncAll).map_err(|error| self.failed(error))
+    }
+
+    /// Fills an empty store with records that `records` gives in key order.
+    pub fn fill<T>(
+        &self,
+        records: impl FnOnce(&mut dyn FnMut(&[u8], &[u8]) -> std::io::Result<()>) -> Result<T, StateError>,
+    ) -> Result<T, StateError> {
+        let mut ingestion = self.records.start_ingestion().map_err(|error| self.failed(error))?;
+        let given = records(&mut |key, value| ingestion.write(key, value).map_err(std::io::Error::other))?;
+        ingestion.finish().map_err(|error| self.failed(error))?;
+        Ok(given)
+    }
+}

@@ -1,0 +1,395 @@
+//! The records that are not gofs-tree's, and how every record is sealed.
+//!
+//! A stored value is the record's bytes and their CRC32C, which covers the key too: a flipped bit,
+//! or a value under another's key, is noticed when it is read.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use gofs_tree::{
+    ChunkId, ChunkIndex, ChunkRef, ChunkServerId, ChunkVersion, CodecError, DirEntry, EditSeq, Encode,
+    FsError, Ino, Inode, NamespaceId, Orphan, Outcome, SessionId, Usage,
+};
+
+use super::key::{self, kind};
+use crate::codec::{Reader, Writer};
+use crate::command::{NamespaceConfig, read_labels, write_labels};
+
+const VERSION: u8 = 1;
+const CRC_BYTES: usize = 4;
+
+/// A namespace as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespaceRecord {
+    /// Its id, never reused.
+    pub id: NamespaceId,
+    /// Its name, unique.
+    pub name: String,
+    /// How it keeps files.
+    pub config: NamespaceConfig,
+    /// What it uses now.
+    pub usage: Usage,
+    /// Inode numbers from here on were never used.
+    pub next_ino: Ino,
+}
+
+/// A mount's session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionRecord {
+    /// Its id, never reused.
+    pub id: SessionId,
+    /// What it mounts.
+    pub namespace: NamespaceId,
+    /// Proof of ownership.
+    pub token: [u8; 16],
+    /// The mount's host.
+    pub host: String,
+    /// Where it is mounted there.
+    pub mount_point: String,
+    /// The daemon's process id there.
+    pub pid: u32,
+    /// Highest edit of its that was applied.
+    pub applied: EditSeq,
+}
+
+/// A chunk. Where its replicas are is known from heartbeats only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkRecord {
+    /// The namespace of its file.
+    pub namespace: NamespaceId,
+    /// Its file.
+    pub ino: Ino,
+    /// Its position in the file.
+    pub index: ChunkIndex,
+    /// Replicas of other versions are stale.
+    pub version: ChunkVersion,
+    /// Replicas wanted: what the namespace asks for now; 0 where the namespace is gone.
+    pub goal: u32,
+    /// No file has it any more: replicas are to be deleted, then it is forgotten.
+    pub deleted: bool,
+}
+
+/// A ChunkServer that was here once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerRecord {
+    /// Which.
+    pub id: ChunkServerId,
+    /// Of its data door, as it said last.
+    pub address: String,
+    /// Failure domains and the like.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The next ids of each kind. Ids from here on were never used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// Next chunk.
+    pub next_chunk: ChunkId,
+    /// Next session.
+    pub next_session: SessionId,
+    /// Next namespace.
+    pub next_namespace: NamespaceId,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Counters { next_chunk: ChunkId(1), next_session: SessionId(1), next_namespace: NamespaceId(1) }
+    }
+}
+
+/// Position of an entry in the replicated log: who led when it was written, and its index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LogPosition {
+    /// Term of the leader that wrote it.
+    pub term: u64,
+    /// That leader.
+    pub node: u64,
+    /// Index in the log.
+    pub index: u64,
+}
+
+/// How far a session's edits were applied.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// Highest applied.
+    pub applied: EditSeq,
+    /// Outcomes up to here have reached the author.
+    pub answered: EditSeq,
+    /// Those after `answered`. Requests of one session run side by side, so there may be gaps.
+    pub outcomes: BTreeMap<EditSeq, Result<Outcome, FsError>>,
+}
+
+/// Any record, decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Record {
+    Inode(Arc<Inode>),
+    Entry(DirEntry),
+    Xattr(Bytes),
+    ChunkRef(ChunkRef),
+    Orphan(Orphan),
+    Namespace {
+        name: String,
+        config: NamespaceConfig,
+    },
+    DeletedNamespace,
+    Usage {
+        usage: Usage,
+        next_ino: Ino,
+    },
+    Chunk(ChunkRecord),
+    /// `applied` is kept in `Progress`.
+    Session(Arc<SessionRecord>),
+    Progress(Arc<Progress>),
+    Fenced,
+    Server(Arc<ServerRecord>),
+    Applied(LogPosition),
+    Cluster([u8; 16]),
+    Counters(Counters),
+    Membership(Bytes),
+}
+
+/// Why a stored value cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Damage {
+    #[error("checksum does not match")]
+    Checksum,
+    #[error("shorter than its checksum")]
+    Short,
+    #[error("{0}")]
+    Codec(#[from] CodecError),
+    #[error("no such kind of record")]
+    Kind,
+}
+
+fn checksum(key: &[u8], payload: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(key), payload)
+}
+
+/// The bytes to store under `key`.
+pub(crate) fn seal(key: &[u8], record: &Record) -> Vec<u8> {
+    let mut value = Vec::with_capacity(128);
+    record.encode(&mut value);
+    let crc = checksum(key, &value);
+    value.extend_from_slice(&crc.to_le_bytes());
+    value
+}
+
+/// Checks and decodes what was stored under `key`.
+pub(crate) fn open(key: &[u8], value: &[u8]) -> Result<Record, Damage> {
+    let (payload, crc) = value.split_last_chunk::<CRC_BYTES>().ok_or(Damage::Short)?;
+    if checksum(key, payload) != u32::from_le_bytes(*crc) {
+        return Err(Damage::Checksum);
+    }
+    Record::decode(key, payload)
+}
+
+impl Record {
+    /// Bytes of memory that it takes, roughly.
+    pub fn weight(&self) -> usize {
+        let heap = match self {
+            Record::Inode(inode) => size_of::<Inode>() + inode.inline.len(),
+            Record::Xattr(value) | Record::Membership(value) => value.len(),
+            Record::Orphan(orphan) => orphan.holders.len() * 8,
+            Record::Namespace { name, .. } => name.len(),
+            Record::Session(session) => {
+                size_of::<SessionRecord>() + session.host.len() + session.mount_point.len()
+            }
+            Record::Progress(progress) => size_of::<Progress>() + progress.outcomes.len() * 48,
+            Record::Server(_) => 256,
+            _ => 0,
+        };
+        size_of::<Record>() + heap
+    }
+
+    fn encode(&self, buffer: &mut Vec<u8>) {
+        let mut out = Writer(buffer);
+        match self {
+            Record::Inode(inode) => inode.encode(out.0),
+            Record::Entry(entry) => entry.encode(out.0),
+            Record::Xattr(value) | Record::Membership(value) => out.raw(value),
+            Record::ChunkRef(chunk) => chunk.encode(out.0),
+            Record::Orphan(orphan) => orphan.encode(out.0),
+            Record::DeletedNamespace | Record::Fenced => out.u8(VERSION),
+            Record::Namespace { name, config } => {
+                out.u8(VERSION);
+                out.str(name);
+                config.write(&mut out);
+            }
+            Record::Usage { usage, next_ino } => {
+                out.u8(VERSION);
+                out.u64(next_ino.0);
+                usage.encode(out.0);
+            }
+            Record::Chunk(chunk) => {
+                out.u8(VERSION);
+                out.u32(chunk.namespace.0);
+                out.u64(chunk.ino.0);
+                out.u32(chunk.index.0);
+                out.u64(chunk.version.0);
+                out.u32(chunk.goal);
+                out.bool(chunk.deleted);
+            }
+            Record::Session(session) => {
+                out.u8(VERSION);
+                out.u32(session.namespace.0);
+                out.raw(&session.token);
+                out.str(&session.host);
+                out.str(&session.mount_point);
+                out.u32(session.pid);
+            }
+            Record::Progress(progress) => progress.write(&mut out),
+            Record::Server(server) => {
+                out.u8(VERSION);
+                out.str(&server.address);
+                write_labels(&mut out, &server.labels);
+            }
+            Record::Applied(at) => {
+                out.u8(VERSION);
+                out.u64(at.term);
+                out.u64(at.node);
+                out.u64(at.index);
+            }
+            Record::Cluster(cluster) => {
+                out.u8(VERSION);
+                out.raw(cluster);
+            }
+            Record::Counters(counters) => {
+                out.u8(VERSION);
+                out.u64(counters.next_chunk.0);
+                out.u64(counters.next_session.0);
+                out.u32(counters.next_namespace.0);
+            }
+        }
+    }
+
+    fn decode(key: &[u8], payload: &[u8]) -> Result<Self, Damage> {
+        let id = || key::id_of(key).ok_or(Damage::Kind);
+        let record = match *key.first().ok_or(Damage::Kind)? {
+            kind::INODE => Record::Inode(Arc::new(Inode::decode(payload)?)),
+            kind::ENTRY => Record::Entry(DirEntry::decode(payload)?),
+            kind::XATTR => Record::Xattr(Bytes::copy_from_slice(payload)),
+            kind::CHUNK_REF => Record::ChunkRef(ChunkRef::decode(payload)?),
+            kind::ORPHAN => Record::Orphan(Orphan::decode(payload)?),
+            kind::NAMESPACE => decode_with("namespace", payload, |from| {
+                Ok(Record::Namespace { name: from.str()?, config: NamespaceConfig::read(from)? })
+            })?,
+            kind::DELETED_NAMESPACE => {
+                decode_with("deleted namespace", payload, |_| Ok(Record::DeletedNamespace))?
+            }
+            kind::USAGE => decode_with("usage", payload, |from| {
+                let next_ino = Ino(from.u64()?);
+                Ok(Record::Usage { usage: Usage::decode(from.rest())?, next_ino })
+            })?,
+            kind::CHUNK => decode_with("chunk", payload, |from| {
+                Ok(Record::Chunk(ChunkRecord {
+                    namespace: NamespaceId(from.u32()?),
+                    ino: Ino(from.u64()?),
+                    index: ChunkIndex(from.u32()?),
+                    version: ChunkVersion(from.u64()?),
+                    goal: from.u32()?,
+                    deleted: from.bool()?,
+                }))
+            })?,
+            kind::SESSION => {
+                let id = SessionId(id()?);
+                decode_with("session", payload, |from| {
+                    Ok(Record::Session(Arc::new(SessionRecord {
+                        id,
+                        namespace: NamespaceId(from.u32()?),
+                        token: from.array()?,
+                        host: from.str()?,
+                        mount_point: from.str()?,
+                        pid: from.u32()?,
+                        applied: EditSeq(0),
+                    })))
+                })?
+            }
+            kind::PROGRESS => decode_with("progress of a session", payload, |from| {
+                Ok(Record::Progress(Arc::new(Progress::read(from)?)))
+            })?,
+            kind::FENCED => decode_with("fenced session", payload, |_| Ok(Record::Fenced))?,
+            kind::SERVER => {
+                let id = ChunkServerId(id()?);
+                decode_with("server", payload, |from| {
+                    Ok(Record::Server(Arc::new(ServerRecord {
+                        id,
+                        address: from.str()?,
+                        labels: read_labels(from)?,
+                    })))
+                })?
+            }
+            kind::META if key == key::APPLIED => decode_with("applied position", payload, |from| {
+                Ok(Record::Applied(LogPosition { term: from.u64()?, node: from.u64()?, index: from.u64()? }))
+            })?,
+            kind::META if key == key::CLUSTER => {
+                decode_with("cluster", payload, |from| Ok(Record::Cluster(from.array()?)))?
+            }
+            kind::META if key == key::COUNTERS => decode_with("counters", payload, |from| {
+                Ok(Record::Counters(Counters {
+                    next_chunk: ChunkId(from.u64()?),
+                    next_session: SessionId(from.u64()?),
+                    next_namespace: NamespaceId(from.u32()?),
+                }))
+            })?,
+            kind::META if key == key::MEMBERSHIP => Record::Membership(Bytes::copy_from_slice(payload)),
+            _ => return Err(Damage::Kind),
+        };
+        Ok(record)
+    }
+}
+
+fn decode_with(
+    what: &'static str,
+    payload: &[u8],
+    read: impl FnOnce(&mut Reader<'_>) -> Result<Record, CodecError>,
+) -> Result<Record, CodecError> {
+    let mut from = Reader::new(what, payload);
+    from.version(VERSION)?;
+    let record = read(&mut from)?;
+    from.end()?;
+    Ok(record)
+}
+
+impl Progress {
+    /// Forgets outcomes that the author has.
+    pub fn answer(&mut self, answered: EditSeq) {
+        if answered > self.answered {
+            self.answered = answered;
+            self.outcomes.retain(|seq, _| *seq > answered);
+        }
+    }
+
+    fn write(&self, out: &mut Writer<'_>) {
+        out.u8(VERSION);
+        out.u64(self.applied.0);
+        out.u64(self.answered.0);
+        out.u32(u32::try_from(self.outcomes.len()).expect("bounded by UNANSWERED_MAX"));
+        for (seq, result) in &self.outcomes {
+            out.u64(seq.0);
+            match result {
+                Ok(outcome) => {
+                    out.u32(0);
+                    out.nested(|buffer| outcome.encode(buffer));
+                }
+                Err(error) => out.u32(error.code()),
+            }
+        }
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, CodecError> {
+        let applied = EditSeq(from.u64()?);
+        let answered = EditSeq(from.u64()?);
+        let count = from.count(12)?;
+        let mut outcomes = BTreeMap::new();
+        for _ in 0..count {
+            let seq = EditSeq(from.u64()?);
+            let result = match from.u32()? {
+                0 => Ok(Outcome::decode(from.bytes()?)?),
+                code => Err(FsError::from_code(code).ok_or_else(|| from.malformed())?),
+            };
+            outcomes.insert(seq, result);
+        }
+        Ok(Progress { applied, answered, outcomes })
+    }
+}
