@@ -161,6 +161,12 @@ impl Cluster {
         self.mount_as(name, "test", "")
     }
 
+    /// Starts a further ChunkServer on a data directory of the test's own.
+    pub fn start_chunk(&self, name: &str, data: &str) -> Server {
+        let args = ["--listen", &free_address(), "--data", data, "--meta", &self.meta()].map(String::from);
+        Server::start(name, "gofs-chunk", args.into(), self.dir())
+    }
+
     /// Panics unless `gofsctl fsck` finds the state consistent.
     pub fn check(&self) {
         let output = self.try_ctl(&["fsck"]);

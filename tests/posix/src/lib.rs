@@ -5,6 +5,7 @@
 //! for a condition. A missing binary or /dev/fuse fails the test and says what to do.
 
 mod cluster;
+mod load;
 mod mount;
 mod process;
 mod run;
@@ -12,6 +13,7 @@ pub mod sys;
 mod wait;
 
 pub use cluster::{Cluster, ClusterBuilder};
+pub use load::{Load, content};
 pub use mount::Mount;
 pub use process::Server;
 pub use run::{Output, run, run_in, shell, try_shell};

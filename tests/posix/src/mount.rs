@@ -56,6 +56,12 @@ impl Mount {
         assert_eq!(status, 0, "the daemon's exit status");
     }
 
+    /// As [`Mount::unmount`], when what was not flushed may be lost: the exit status is not looked at.
+    pub fn unmount_whatever(mut self) {
+        Command::new("umount").arg(&self.path).status().expect("umount");
+        self.daemon.wait_exit(Duration::from_secs(60));
+    }
+
     /// kill -9 of the daemon; what it leaves mounted is taken away.
     pub fn kill(mut self) {
         self.daemon.kill();

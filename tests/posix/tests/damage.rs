@@ -1,0 +1,146 @@
+//! Flipped bits are never returned as data; they are reported, and repaired where there is another replica.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use gofs_posix_tests::{Cluster, content, eventually};
+
+/// Flips one bit wherever `marker` lies in a file below `dir`; how often, and where first.
+fn flip(dir: &Path, marker: &[u8]) -> Vec<PathBuf> {
+    let mut flipped = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            flipped.extend(flip(&path, marker));
+            continue;
+        }
+        let Ok(data) = fs::read(&path) else { continue };
+        let mut from = 0;
+        while let Some(at) = data[from..].windows(marker.len()).position(|w| w == marker) {
+            let at = from + at + marker.len() / 2;
+            let file = fs::File::options().write(true).open(&path).unwrap();
+            file.write_all_at(&[data[at] ^ 0x10], at as u64).unwrap();
+            flipped.push(path.clone());
+            from = at;
+        }
+    }
+    flipped
+}
+
+#[test]
+fn a_flipped_bit_in_a_chunk_is_served_from_the_other_replica_reported_and_repaired() {
+    let cluster = Cluster::start();
+    let mount = cluster.mount("m");
+    let data = content(1, 3_000_000);
+    fs::write(mount.join("big"), &data).unwrap();
+    fs::write(mount.join("small"), &data[..20_000]).unwrap();
+    gofs_posix_tests::shell(mount.path(), "sync big small");
+    let mut damaged = 0;
+    for server in 1..=3 {
+        // One server each time, so that the other replica stays good.
+        let flipped = flip(&cluster.dir().join(format!("chunk{server}")), &data[8192..8192 + 64]);
+        if flipped.is_empty() {
+            continue;
+        }
+        damaged += 1;
+        let reader = cluster.mount(&format!("reader{server}"));
+        for _ in 0..4 {
+            assert!(fs::read(reader.join("big")).unwrap() == data, "wrong bytes from server {server}");
+            assert!(fs::read(reader.join("small")).unwrap() == data[..20_000]);
+            gofs_posix_tests::shell(Path::new("/"), "echo 1 > /proc/sys/vm/drop_caches");
+        }
+        reader.unmount();
+        // Found by a read of that replica or by scrubbing it, and made again.
+        eventually("the damage to be reported and repaired", Duration::from_secs(90), || {
+            let status = cluster.ctl_json(&["status"]);
+            let seen = status["corrupt_replicas_total"].as_u64().unwrap();
+            let healthy = status["chunks_under_replicated"] == 0;
+            if seen >= damaged && healthy { Ok(()) } else { Err(status.to_string()) }
+        });
+        if damaged == 2 {
+            break;
+        }
+    }
+    assert_eq!(damaged, 2, "two replicas hold the bytes");
+    let last = cluster.mount("last");
+    assert!(fs::read(last.join("big")).unwrap() == data);
+    cluster.check();
+}
+
+#[test]
+fn a_flipped_bit_in_the_middle_of_the_editlog_stops_the_server_with_a_message() {
+    let mut cluster = Cluster::start();
+    let mount = cluster.mount("m");
+    let name = "a-name-that-is-found-in-the-editlog-and-nowhere-else-by-chance";
+    fs::write(mount.join(name), "").unwrap();
+    for i in 0..20 {
+        fs::write(mount.join(&format!("later{i}")), "").unwrap();
+    }
+    mount.unmount();
+    cluster.metas[0].kill();
+    let flipped = flip(&cluster.dir().join("meta1/editlog"), name.as_bytes());
+    assert!(!flipped.is_empty());
+    cluster.metas[0].restart();
+    let status = cluster.metas[0].wait_exit(Duration::from_secs(30));
+    let log = cluster.metas[0].log();
+    assert_ne!(status, 0, "{log}");
+    assert!(!log.contains("panicked"), "{log}");
+    assert!(log.contains(flipped[0].file_name().unwrap().to_str().unwrap()), "the file is not named: {log}");
+}
+
+#[test]
+fn a_torn_last_record_of_the_editlog_is_cut() {
+    let mut cluster = Cluster::start();
+    let mount = cluster.mount("m");
+    fs::write(mount.join("kept"), "kept").unwrap();
+    gofs_posix_tests::shell(mount.path(), "sync kept");
+    let name = "the-very-last-name-in-the-editlog-of-this-test";
+    fs::create_dir(mount.join(name)).unwrap();
+    let before = fs::metadata(mount.join("kept")).unwrap().len();
+    cluster.metas[0].kill();
+    drop(mount);
+    let flipped = flip(&cluster.dir().join("meta1/editlog"), name.as_bytes());
+    assert!(!flipped.is_empty());
+    cluster.metas[0].restart();
+    eventually("the server to start or to say why not", Duration::from_secs(30), || {
+        let output = cluster.try_ctl(&["status"]);
+        if output.status == 0 { Ok(()) } else { Err(output.stderr) }
+    });
+    let again = cluster.mount("again");
+    assert_eq!(fs::metadata(again.join("kept")).unwrap().len(), before);
+    cluster.check();
+}
+
+#[test]
+fn a_flipped_bit_in_the_state_store_is_never_returned_as_data() {
+    let mut cluster = Cluster::start();
+    let mount = cluster.mount("m");
+    let data = content(9, 3000);
+    fs::write(mount.join("inline"), &data).unwrap();
+    gofs_posix_tests::shell(mount.path(), "sync inline");
+    mount.unmount();
+    cluster.metas[0].stop();
+    let flipped = flip(&cluster.dir().join("meta1/state"), &data[1000..1064]);
+    assert!(!flipped.is_empty(), "the bytes of a small file are in the state store");
+    cluster.metas[0].restart();
+    let answered = (0..400).find_map(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        let up = cluster.try_ctl(&["status"]).status == 0;
+        (up || !cluster.metas[0].is_running()).then_some(up)
+    });
+    if answered == Some(true) {
+        let again = cluster.mount_as("again", "test", "soft=5s");
+        match fs::read(again.join("inline")) {
+            Ok(read) => assert!(read == data, "wrong bytes were returned"),
+            Err(error) => eprintln!("refused, as it should be: {error}"),
+        }
+        let fsck = cluster.try_ctl(&["fsck"]);
+        assert!(fsck.status != 0 || fs::read(again.join("inline")).is_ok(), "fsck did not notice: {fsck:?}");
+    } else {
+        let log = cluster.metas[0].log();
+        assert!(log.contains("state") && !log.contains("panicked"), "{log}");
+    }
+}
