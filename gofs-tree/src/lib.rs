@@ -8,8 +8,10 @@
 
 #![forbid(unsafe_code)]
 
+mod acl;
 mod apply;
 mod attr;
+mod check;
 mod codec;
 mod edit;
 mod error;
@@ -25,6 +27,7 @@ mod time;
 
 pub use apply::apply;
 pub use attr::{Attr, FileType, Mode};
+pub use check::check;
 pub use codec::{CodecError, Encode};
 pub use edit::{AttrChange, Edit, EditOp, NewNode, Outcome, RenameFlags, TimeChange, XattrSetMode};
 pub use error::FsError;

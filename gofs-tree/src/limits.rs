@@ -18,3 +18,5 @@ pub const XATTR_LIST_MAX: usize = 65_536;
 pub const INLINE_MAX_LIMIT: u32 = 64 * 1024;
 /// Unit of `st_blocks` accounting and of chunk checksums, bytes.
 pub const BLOCK_BYTES: u64 = 4096;
+/// Most bytes of names and values of one inode's extended attributes together: they travel in one message.
+pub const XATTR_TOTAL_MAX: usize = 4 << 20;

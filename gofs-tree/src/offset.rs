@@ -21,8 +21,12 @@ impl ChunkSize {
     pub const DEFAULT: ChunkSize = ChunkSize(64 << 20);
 
     /// Checks that `bytes` is a power of two from 64 KiB to 1 GiB.
-    pub fn new(bytes: u32) -> Option<Self> {
-        (bytes.is_power_of_two() && (64 << 10..=1 << 30).contains(&bytes)).then_some(ChunkSize(bytes))
+    pub const fn new(bytes: u32) -> Option<Self> {
+        if bytes.is_power_of_two() && bytes >= 64 << 10 && bytes <= 1 << 30 {
+            Some(ChunkSize(bytes))
+        } else {
+            None
+        }
     }
 
     /// The size in bytes.
