@@ -2,10 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod chunks;
 mod codec;
 pub mod command;
 pub mod group;
+pub mod heartbeat;
 pub mod lease;
 pub mod lock;
 pub mod session;

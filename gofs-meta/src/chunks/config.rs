@@ -40,8 +40,10 @@ pub struct ChunkConfig {
     pub write_patience: Duration,
     /// Deletions at once on one server.
     pub deletes_per_server: usize,
-    /// Chunks of the state looked at in one round of the planner.
+    /// Chunks looked at in one round of the planner, of each kind: changed, watched, walked.
     pub scan_batch: usize,
+    /// How often the planner walks the next part of the state.
+    pub walk_every: Duration,
 }
 
 impl Default for ChunkConfig {
@@ -65,6 +67,7 @@ impl Default for ChunkConfig {
             write_patience: Duration::from_secs(3),
             deletes_per_server: 512,
             scan_batch: 4096,
+            walk_every: Duration::from_secs(2),
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use gofs_tree::{ChunkId, ChunkServerId, ChunkVersion};
@@ -29,6 +29,16 @@ pub struct Replica {
     pub since: Instant,
     /// The last full list that it was in.
     listing: u64,
+}
+
+/// How long a client's word against a replica counts where its server does not answer.
+const SUSPECT_FOR: Duration = Duration::from_secs(60);
+
+impl Replica {
+    /// Whether a client found its bytes bad lately.
+    pub fn is_suspect(&self, now: Instant) -> bool {
+        self.suspect.is_some_and(|at| now.saturating_duration_since(at) < SUSPECT_FOR)
+    }
 }
 
 /// What is known of one chunk's replicas.
@@ -127,6 +137,7 @@ impl Directory {
         replica.corrupt = reported.corrupt;
         if full {
             replica.listing = listing;
+            replica.suspect = None;
         }
         if changed || full {
             self.changed.insert(reported.chunk);
@@ -233,7 +244,7 @@ impl Directory {
         let Some(replica) = entry.replicas.iter_mut().find(|replica| replica.server == server) else {
             return false;
         };
-        if replica.corrupt || replica.suspect.is_some() {
+        if replica.corrupt || replica.is_suspect(now) {
             return false;
         }
         replica.suspect = Some(now);

@@ -71,7 +71,7 @@ pub fn locate(view: &View<'_>, record: &Record, entry: Option<&Entry>) -> Locati
     let current: Vec<&Replica> =
         replicas.iter().filter(alive).filter(|replica| replica.version == record.version).collect();
     let trusted: Vec<&Replica> =
-        current.iter().copied().filter(|replica| replica.suspect.is_none()).collect();
+        current.iter().copied().filter(|replica| !replica.is_suspect(view.now)).collect();
     // Doubtful bytes are better than none: clients verify them.
     let chosen = if trusted.is_empty() { current } else { trusted };
     if !chosen.is_empty() {

@@ -30,10 +30,12 @@ mod change;
 mod config;
 mod directory;
 mod judge;
+pub(crate) mod leader;
 mod locate;
 pub mod placement;
 mod repairs;
 mod servers;
+mod service;
 mod version;
 
 #[cfg(test)]
@@ -46,3 +48,4 @@ pub use judge::{Health, Record, Verdict, judge};
 pub use locate::{Location, View, Write, locate, locate_to_write};
 pub use repairs::{Copy, Repairs};
 pub use servers::{Disk, Server, ServerTable};
+pub use service::{Capacity, ChunkService, ChunkStatus, ReplicaStatus, ServerStatus};

@@ -41,6 +41,8 @@ pub struct Server {
     pub heard: Option<Instant>,
     /// Since when it has been dead, if it is.
     pub down_since: Option<Instant>,
+    /// Whether it is in the middle of its full list of chunks.
+    pub listing: bool,
     /// Whether its full list of chunks arrived since its last connect.
     pub listed: bool,
     /// Whether its full list of chunks arrived at any time in this term.
@@ -108,6 +110,7 @@ impl ServerTable {
             link: None,
             heard: None,
             down_since: Some(now),
+            listing: false,
             listed: false,
             listed_before: false,
             disks: Vec::new(),
@@ -135,6 +138,7 @@ impl ServerTable {
         let server = self.know(id, address, labels, now);
         server.heard = Some(now);
         server.down_since = None;
+        server.listing = false;
         server.listed = false;
         server.link.replace(link)
     }
