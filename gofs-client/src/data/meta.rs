@@ -83,6 +83,9 @@ pub struct Content {
     pub blocks: u64,
     /// The bytes of a small file (empty for an empty or wholly sparse one); `None`: in chunks.
     pub inline: Option<Bytes>,
+    /// Whether chunks exist. With inline bytes too: an author died while the file outgrew its inode;
+    /// the inline bytes count, the chunks' do not.
+    pub has_chunks: bool,
 }
 
 impl Content {
@@ -90,7 +93,14 @@ impl Content {
     pub fn new(attr: &Attr, inline: Bytes, has_chunks: bool) -> Self {
         // While a file outgrows its inode both exist for a moment; the inline bytes count until they are cleared.
         let inline = if has_chunks && inline.is_empty() { None } else { Some(inline) };
-        Content { size: attr.size, mtime: attr.mtime, ctime: attr.ctime, blocks: attr.blocks, inline }
+        Content {
+            size: attr.size,
+            mtime: attr.mtime,
+            ctime: attr.ctime,
+            blocks: attr.blocks,
+            inline,
+            has_chunks,
+        }
     }
 }
 

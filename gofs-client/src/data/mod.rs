@@ -5,17 +5,46 @@
 //! acknowledged by every current replica before the size that shows them is committed. What
 //! cannot be written is reported once to every open handle and counted, never lost silently.
 //! A crash of this process loses what was not flushed, and nothing else.
+//!
+//! `state`, `extents`, `chunks` and `readahead` decide and are sync; the rest does the I/O.
 
+mod chain;
+mod chunks;
 mod config;
+mod errors;
+mod extents;
+mod fetch;
+mod file;
+mod flush;
+mod links;
+mod locate;
 mod meta;
+mod read;
+mod readahead;
+mod resize;
+mod retry;
+mod seek;
+mod state;
+mod sync;
+mod write;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use bytes::Bytes;
-use gofs_tree::{Attr, AttrChange, FsError, Ino, Timestamp};
+use dashmap::DashMap;
+use gofs_tree::{FsError, Ino};
+use tokio::sync::{Notify, Semaphore};
+
+use file::{File, Totals};
+use state::{FileState, Geometry};
 
 pub use config::DataConfig;
+pub use errors::ErrorCursor;
 pub use meta::{BoxFuture, ChunkLocation, Content, FileMeta, LocalAttr, Replica};
+
+/// How often the background flusher looks for old changes.
+const WRITE_BACK_PERIOD: Duration = Duration::from_millis(500);
 
 /// What waits to be written, and what was lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,159 +53,131 @@ pub struct DirtyStats {
     pub files: u64,
     /// Bytes not yet acknowledged by ChunkServers or committed inline.
     pub bytes: u64,
+    /// Clean bytes in the read cache.
+    pub cached_bytes: u64,
     /// Bytes that could not be written, since the start.
     pub lost_bytes: u64,
 }
-
-/// How far an open handle has seen the errors of its file. One for each open.
-#[derive(Debug, Default)]
-pub struct ErrorCursor(#[allow(dead_code)] std::sync::atomic::AtomicU64);
 
 /// The contents of the files of one mount.
 pub struct FileData {
     config: DataConfig,
     meta: Arc<dyn FileMeta>,
+    links: links::ChunkLinks,
+    files: DashMap<Ino, Arc<File>>,
+    totals: Totals,
+    errors: errors::StickyErrors,
+    space_left: AtomicU64,
+    /// Reads ahead under way.
+    ahead: AtomicU64,
+    flushers: Semaphore,
+    kick: Arc<Notify>,
 }
 
-#[allow(unused_variables, reason = "bodies follow")]
 impl FileData {
     /// Starts the background flusher on the current tokio runtime; it ends with the last handle.
     pub fn new(config: DataConfig, meta: Arc<dyn FileMeta>) -> Arc<Self> {
-        Arc::new(FileData { config, meta })
+        let period = WRITE_BACK_PERIOD.min(config.dirty_age / 4).max(Duration::from_millis(1));
+        let kick = Arc::new(Notify::new());
+        let data = Arc::new(FileData {
+            links: links::ChunkLinks::new(config.cluster.clone()),
+            config,
+            meta,
+            files: DashMap::new(),
+            totals: Totals::default(),
+            errors: errors::StickyErrors::default(),
+            space_left: AtomicU64::new(u64::MAX),
+            ahead: AtomicU64::new(0),
+            flushers: Semaphore::new(flush::flushers()),
+            kick: kick.clone(),
+        });
+        tokio::spawn(FileData::write_back(Arc::downgrade(&data), kick, period));
+        data
+    }
+
+    fn geometry(&self) -> Geometry {
+        Geometry { chunk_size: self.config.chunk_size, inline_max: self.config.inline_max }
+    }
+
+    fn file(&self, ino: Ino) -> Option<Arc<File>> {
+        self.files.get(&ino).map(|file| file.value().clone())
     }
 
     /// After a grant: what the server says of the file. Local state that is newer stays.
     /// Must precede every other call on the inode, and follow `drop_clean` where the lease was lost between.
-    pub fn load(&self, ino: Ino, content: Content) {}
+    pub fn load(&self, ino: Ino, content: Content) {
+        let known = self.file(ino);
+        match known {
+            Some(file) => self.totals.change(&file, |state| state.load(content)),
+            None => {
+                let state = FileState::new(ino, self.geometry(), content);
+                self.files.entry(ino).or_insert_with(|| Arc::new(File::new(ino, state)));
+            }
+        }
+    }
 
     /// Whether `load` was called since the lease was last lost.
     pub fn is_loaded(&self, ino: Ino) -> bool {
-        false
-    }
-
-    /// `len` bytes from `offset`, fewer only at the end of the file. `NotCached` where nothing is loaded.
-    pub async fn read(self: &Arc<Self>, ino: Ino, offset: u64, len: u32) -> Result<Vec<Bytes>, FsError> {
-        Err(FsError::NotSupported)
-    }
-
-    /// As `read`, of a file on which no lease is held: nothing is cached.
-    pub async fn read_once(
-        self: &Arc<Self>,
-        ino: Ino,
-        content: Content,
-        offset: u64,
-        len: u32,
-    ) -> Result<Vec<Bytes>, FsError> {
-        Err(FsError::NotSupported)
-    }
-
-    /// Takes the bytes at `offset`, or at the end of the file (`None`: append), and returns where they went.
-    /// Waits while too much is dirty. Needs Write for the whole call.
-    pub async fn write(
-        self: &Arc<Self>,
-        ino: Ino,
-        offset: Option<u64>,
-        data: Bytes,
-        now: Timestamp,
-    ) -> Result<u64, FsError> {
-        Err(FsError::NotSupported)
+        self.files.contains_key(&ino)
     }
 
     /// Attributes that are newer here than at the server.
     pub fn overlay(&self, ino: Ino) -> Option<LocalAttr> {
-        None
-    }
-
-    /// Writes all dirty bytes and commits size and times; `durable`: on stable storage on every replica,
-    /// bytes flushed earlier included. Nothing to do for a file that is not loaded. An error is also sticky.
-    pub async fn flush(self: &Arc<Self>, ino: Ino, durable: bool) -> Result<(), FsError> {
-        Err(FsError::NotSupported)
-    }
-
-    /// `flush` of every file; the first error after all were tried.
-    pub async fn flush_all(self: &Arc<Self>, durable: bool) -> Result<(), FsError> {
-        Err(FsError::NotSupported)
+        self.file(ino)?.look(FileState::overlay)
     }
 
     /// The lease is lost: forgets clean bytes and locations. Dirty ones were flushed before (else they are
     /// kept, and the file stays loaded).
-    pub fn drop_clean(&self, ino: Ino) {}
+    pub fn drop_clean(&self, ino: Ino) {
+        match self.files.remove_if(&ino, |_, file| !file.look(FileState::has_news)) {
+            Some((_, file)) => self.totals.change(&file, FileState::retire),
+            None => {
+                let Some(file) = self.file(ino) else { return };
+                tracing::warn!(%ino, "a lease is gone before the file was flushed");
+                self.totals.change(&file, |state| {
+                    state.forget_clean(0, u64::MAX);
+                    state.chunks = chunks::Chunks::unknown(true);
+                });
+            }
+        }
+    }
 
     /// The session was fenced: forgets everything; true if unflushed changes were lost, which is then
     /// a sticky error.
     pub fn discard(&self, ino: Ino) -> bool {
-        false
+        let Some((_, file)) = self.files.remove(&ino) else { return false };
+        let lost = self.totals.change(&file, FileState::discard);
+        if lost > 0 {
+            self.totals.lost_bytes.fetch_add(lost, Ordering::Relaxed);
+            self.errors.set(ino, FsError::Io);
+            tracing::error!(%ino, lost_bytes = lost, "the session ended before the file was flushed");
+        }
+        lost > 0
     }
 
     /// `discard` of every file; the number of files that lost something.
     pub fn discard_all(&self) -> u64 {
-        0
+        let all: Vec<Ino> = self.files.iter().map(|file| *file.key()).collect();
+        all.into_iter().filter(|&ino| self.discard(ino)).count() as u64
     }
 
     /// For a handle that is being opened.
     pub fn error_cursor(&self, ino: Ino) -> ErrorCursor {
-        ErrorCursor::default()
+        self.errors.cursor(ino)
     }
 
     /// The error that this handle has not yet been told (fsync, close), told once.
     pub fn take_error(&self, ino: Ino, cursor: &ErrorCursor) -> Result<(), FsError> {
-        Ok(())
+        self.errors.take(ino, cursor)
     }
-
-    /// Commits `SetAttr` in the right order with flushes: a truncation drops dirty bytes past the new end,
-    /// a growing size zeroes stale bytes first, new times win over those of earlier writes.
-    /// For every SetAttr with a size, and for every other one on a file with an `overlay`. Needs Write.
-    pub async fn set_attr(
-        self: &Arc<Self>,
-        ino: Ino,
-        change: AttrChange,
-        now: Timestamp,
-    ) -> Result<Attr, FsError> {
-        Err(FsError::NotSupported)
-    }
-
-    /// Makes `[start, end)` read as zeros, up to the end of the file, and frees what it can. Needs Write.
-    pub async fn punch(
-        self: &Arc<Self>,
-        ino: Ino,
-        start: u64,
-        end: u64,
-        now: Timestamp,
-    ) -> Result<Attr, FsError> {
-        Err(FsError::NotSupported)
-    }
-
-    /// fallocate without KEEP_SIZE: the file is at least `end` bytes long afterwards. Needs Write.
-    pub async fn allocate(self: &Arc<Self>, ino: Ino, end: u64, now: Timestamp) -> Result<Attr, FsError> {
-        Err(FsError::NotSupported)
-    }
-
-    /// lseek: the next byte of data (`hole` false) or of a hole (`hole` true) at or after `offset`.
-    /// `NoData` at or past the end of the file, or where no data follows. Flushes first.
-    pub async fn seek(self: &Arc<Self>, ino: Ino, offset: u64, hole: bool) -> Result<u64, FsError> {
-        Err(FsError::NotSupported)
-    }
-
-    /// Copies up to `len` bytes and returns how many (fewer at the end of `from`). Needs Read on `from`, Write on `to`.
-    pub async fn copy_range(
-        self: &Arc<Self>,
-        from: Ino,
-        from_offset: u64,
-        to: Ino,
-        to_offset: u64,
-        len: u64,
-        now: Timestamp,
-    ) -> Result<u64, FsError> {
-        Err(FsError::NotSupported)
-    }
-
-    /// What the namespace can still take (quota, free space), bytes: when little is left a write that makes a file
-    /// longer goes to the servers before it returns, so that it can be refused.
-    pub fn set_space_left(&self, bytes: u64) {}
 
     /// For status.
     pub fn dirty(&self) -> DirtyStats {
-        let _ = (&self.config, &self.meta);
-        DirtyStats::default()
+        DirtyStats {
+            files: self.totals.files_with_news.load(Ordering::Relaxed),
+            bytes: self.totals.dirty_bytes.load(Ordering::Relaxed),
+            cached_bytes: self.totals.cached_bytes.load(Ordering::Relaxed),
+            lost_bytes: self.totals.lost_bytes.load(Ordering::Relaxed),
+        }
     }
 }

@@ -1,0 +1,223 @@
+//! Writes to chunks: down the chain of replicas, again and elsewhere until every current replica has them.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use gofs_proto::chunk::{Failed, Hop, Punch, PunchReply, Write, WriteItem, WriteReply, Writer};
+use gofs_proto::kind::Request;
+use gofs_proto::session::failure::Code;
+use gofs_tree::{ChunkIndex, ChunkServerId, FsError};
+
+use super::FileData;
+use super::chunks::{Chunk, ChunkSpan};
+use super::file::File;
+use super::links::ChunkCallError;
+use super::retry::Retry;
+
+/// A first hop that breaks is tried so often in all: its connection may have been old.
+const FIRST_HOP_TRIES: u32 = 3;
+
+/// A request that is passed on from replica to replica.
+pub(super) trait ChainRequest: Request {
+    /// The servers that did not take it.
+    fn failed(reply: &Self::Reply) -> &[Failed];
+}
+
+impl ChainRequest for Write {
+    fn failed(reply: &WriteReply) -> &[Failed] {
+        &reply.failed
+    }
+}
+
+impl ChainRequest for Punch {
+    fn failed(reply: &PunchReply) -> &[Failed] {
+        &reply.failed
+    }
+}
+
+/// Bytes for one place in a chunk.
+pub(super) struct Item {
+    pub offset: u32,
+    pub pieces: Vec<Bytes>,
+}
+
+impl Item {
+    pub fn len(&self) -> u32 {
+        self.pieces.iter().map(|piece| piece.len() as u32).sum()
+    }
+}
+
+/// Bytes for one chunk that travel in one frame.
+pub(super) struct ChunkWrite {
+    pub index: ChunkIndex,
+    pub items: Vec<Item>,
+    pub sync: bool,
+}
+
+impl FileData {
+    fn writer(&self) -> Option<Writer> {
+        Some(Writer { namespace: self.config.namespace.0, session: (self.config.session)().0 })
+    }
+
+    /// Writes until all current replicas have the bytes. `epoch`: see [`FileData::on_chain`].
+    pub(super) async fn write_chunk(
+        &self,
+        file: &File,
+        write: &ChunkWrite,
+        epoch: u64,
+    ) -> Result<(), FsError> {
+        let end = write.items.iter().map(|item| u64::from(item.offset) + u64::from(item.len())).max();
+        self.totals.change(file, |state| state.chunks.writing(write.index, end.unwrap_or(0)));
+        let payload: Vec<Bytes> = write.items.iter().flat_map(|item| item.pieces.iter().cloned()).collect();
+        let checksums: Vec<u32> = write
+            .items
+            .iter()
+            .map(|item| item.pieces.iter().fold(0, |crc, piece| crc32c::crc32c_append(crc, piece)))
+            .collect();
+        let build = |chunk: &Chunk, chain: Vec<Hop>| Write {
+            writer: self.writer(),
+            items: write
+                .items
+                .iter()
+                .zip(&checksums)
+                .map(|(item, crc)| WriteItem {
+                    chunk: chunk.location.chunk.0,
+                    version: chunk.location.version.0,
+                    offset: item.offset,
+                    len: item.len(),
+                    crc32c: *crc,
+                    create: !chunk.made,
+                })
+                .collect(),
+            chain,
+            sync: write.sync,
+        };
+        let reply = self.on_chain(file, write.index, epoch, payload, build).await?;
+        let Some(done) = reply.done.last() else {
+            tracing::error!(ino = %file.ino, index = write.index.0, "a chunk server's WriteReply lacks its items");
+            return Err(FsError::Io);
+        };
+        // Writes to one chunk may be answered in any order: the largest count is the newest while nothing is punched.
+        let blocks_4k = reply.done.iter().map(|done| done.blocks_4k).max().unwrap_or(done.blocks_4k);
+        self.totals.change(file, |state| state.chunks.written(write.index, blocks_4k, write.sync));
+        Ok(())
+    }
+
+    /// Makes bytes of a chunk zero on all current replicas.
+    pub(super) async fn punch_chunk(&self, file: &File, span: ChunkSpan, epoch: u64) -> Result<(), FsError> {
+        let Some(chunk) = self.chunk(file, span.index).await? else { return Ok(()) };
+        if !chunk.made {
+            // Some replicas may have the chunk and some may not: a zero makes it everywhere.
+            let zero = Item { offset: span.offset.0, pieces: vec![Bytes::from_static(&[0])] };
+            let write = ChunkWrite { index: span.index, items: vec![zero], sync: false };
+            self.write_chunk(file, &write, epoch).await?;
+        }
+        let build = |chunk: &Chunk, chain: Vec<Hop>| Punch {
+            writer: self.writer(),
+            chunk: chunk.location.chunk.0,
+            version: chunk.location.version.0,
+            offset: span.offset.0,
+            len: span.len,
+            chain,
+            sync: false,
+        };
+        let reply = self.on_chain(file, span.index, epoch, Vec::new(), build).await?;
+        self.totals.change(file, |state| state.chunks.punched(span.index, reply.blocks_4k));
+        Ok(())
+    }
+
+    /// Sends a request to a chunk's chain until every current replica has taken it: replicas that fail are
+    /// left out, a location that has changed is asked for again. Ends early (`Io`) when the
+    /// file's epoch is no longer `epoch`: its changes were discarded.
+    async fn on_chain<R: ChainRequest>(
+        &self,
+        file: &File,
+        index: ChunkIndex,
+        epoch: u64,
+        payload: Vec<Bytes>,
+        build: impl Fn(&Chunk, Vec<Hop>) -> R,
+    ) -> Result<R::Reply, FsError> {
+        let mut retry = Retry::new(self.config.soft_timeout);
+        let mut full: BTreeSet<ChunkServerId> = BTreeSet::new();
+        let mut turn = 0;
+        let mut broken = 0;
+        loop {
+            if file.look(|state| state.epoch()) != epoch {
+                return Err(FsError::Io);
+            }
+            let Some(chunk) = self.chunk(file, index).await? else {
+                tracing::error!(ino = %file.ino, index = index.0, "the chunk of a write is gone");
+                return Err(FsError::Io);
+            };
+            let chain = chunk.chain(turn);
+            let Some((first, rest)) = chain.split_first() else {
+                retry.unreachable(&format!("no replica of chunk {} is known", chunk.location.chunk)).await?;
+                self.relocate(file, &chunk.location).await?;
+                continue;
+            };
+            let hops = rest.iter().map(|r| Hop { server: r.server.0, address: r.address.clone() }).collect();
+            let request = build(&chunk, hops);
+            let (failed, why) = match self.links.call(first, &request, payload.clone()).await {
+                Ok((reply, _)) if R::failed(&reply).is_empty() => return Ok(reply),
+                Ok((reply, _)) => {
+                    let failed = R::failed(&reply);
+                    full.extend(failed.iter().filter(|f| f.no_space).map(|f| ChunkServerId(f.server)));
+                    let why = failed.first().map(|f| f.text.clone()).unwrap_or_default();
+                    (failed.iter().map(|f| ChunkServerId(f.server)).collect(), why)
+                }
+                Err(error @ ChunkCallError::Unreachable { .. }) => {
+                    broken += 1;
+                    if broken % FIRST_HOP_TRIES != 0 {
+                        if broken > 1 {
+                            retry.unreachable(&error.to_string()).await?;
+                        }
+                        continue;
+                    }
+                    (vec![first.server], error.to_string())
+                }
+                Err(ChunkCallError::Refused { address, failure }) => {
+                    let why = format!("{address}: {}", failure.text);
+                    match failure.code() {
+                        Code::Fs if FsError::from_code(failure.fs_error) == Some(FsError::NoSpace) => {
+                            full.insert(first.server);
+                            if chain.iter().all(|replica| full.contains(&replica.server)) {
+                                return Err(FsError::NoSpace);
+                            }
+                            // Behind another replica it is one that failed, and can be left out.
+                            turn += 1;
+                            continue;
+                        }
+                        Code::StaleChunk => {
+                            retry.contradicted(&why).await?;
+                            self.relocate(file, &chunk.location).await?;
+                            continue;
+                        }
+                        Code::Retry => {
+                            retry.unreachable(&why).await?;
+                            continue;
+                        }
+                        Code::Corrupt | Code::BadRequest => {
+                            retry.contradicted(&why).await?;
+                            continue;
+                        }
+                        Code::NoChunk => self.meta.bad_replica(chunk.location.chunk, first.server, false),
+                        _ => {}
+                    }
+                    (vec![first.server], why)
+                }
+            };
+            if chain.iter().all(|replica| full.contains(&replica.server)) {
+                return Err(FsError::NoSpace);
+            }
+            if chain.iter().all(|replica| failed.contains(&replica.server)) {
+                retry
+                    .unreachable(&format!("no replica of chunk {} took a write: {why}", chunk.location.chunk))
+                    .await?;
+                self.relocate(file, &chunk.location).await?;
+                continue;
+            }
+            tracing::warn!(ino = %file.ino, chunk = %chunk.location.chunk, ?failed, error = %why, "replicas left out");
+            self.replica_failed(file, &chunk.location, failed).await?;
+        }
+    }
+}

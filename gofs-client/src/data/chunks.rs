@@ -1,0 +1,300 @@
+//! What is known of the chunks of one file: where they are, what must be synced, what is
+//! certainly zero in them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use gofs_tree::{ByteRange, ChunkIndex, ChunkOffset, ChunkSize, FileOffset};
+
+use super::{ChunkLocation, Replica};
+
+/// Chunk indexes of a file are 32 bits.
+pub(super) const INDEX_END: u64 = 1 << 32;
+
+/// One chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Chunk {
+    /// Where it is.
+    pub location: ChunkLocation,
+    /// Whether its servers have made it: until then a write may make it.
+    pub made: bool,
+    /// From here on it was never written: those bytes are zeros. The chunk size where that is not known.
+    pub zero_from: u64,
+}
+
+impl Chunk {
+    /// The replicas in the order of their chain, which differs from chunk to chunk so that
+    /// every server is the first of some; `turn` moves another to the front.
+    pub fn chain(&self, turn: usize) -> Vec<Replica> {
+        let mut replicas = self.location.replicas.clone();
+        if !replicas.is_empty() {
+            let first = (self.location.chunk.0 as usize).wrapping_add(turn) % replicas.len();
+            replicas.rotate_left(first);
+        }
+        replicas
+    }
+}
+
+/// A range within one chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ChunkSpan {
+    /// Which chunk.
+    pub index: ChunkIndex,
+    /// Where in it.
+    pub offset: ChunkOffset,
+    /// Bytes.
+    pub len: u32,
+}
+
+/// `range` cut at chunk boundaries. Bytes past the last chunk that a file can have are left out.
+pub(super) fn spans(range: ByteRange, size: ChunkSize) -> impl Iterator<Item = ChunkSpan> {
+    let chunk_bytes = u64::from(size.bytes());
+    let mut at = range.start;
+    std::iter::from_fn(move || {
+        if at >= range.end {
+            return None;
+        }
+        let (index, offset) = FileOffset(at).split(size)?;
+        let len = (chunk_bytes - u64::from(offset.0)).min(range.end - at);
+        at += len;
+        Some(ChunkSpan { index, offset, len: len as u32 })
+    })
+}
+
+/// The chunks of one file.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Chunks {
+    /// Index ranges of which the server has told every chunk, disjoint and not adjacent: start to end.
+    known: BTreeMap<u64, u64>,
+    present: BTreeMap<ChunkIndex, Chunk>,
+    /// Written, but not known to be on stable storage.
+    pub unsynced: BTreeSet<ChunkIndex>,
+    /// Allocated blocks that the server has not been told.
+    pub new_blocks: BTreeMap<ChunkIndex, u32>,
+    /// Chunks that others wrote may be unsynced: everything has to be synced once.
+    pub all_unsynced: bool,
+}
+
+impl Chunks {
+    /// Nothing is known; `all_unsynced`: there may be chunks, with bytes that nobody synced.
+    pub fn unknown(all_unsynced: bool) -> Self {
+        Chunks { all_unsynced, ..Chunks::default() }
+    }
+
+    /// The chunk, `None` where the file has none; outer `None`: ask the server.
+    pub fn get(&self, index: ChunkIndex) -> Option<Option<&Chunk>> {
+        match self.present.get(&index) {
+            Some(chunk) => Some(Some(chunk)),
+            None => self.is_known(u64::from(index.0)).then_some(None),
+        }
+    }
+
+    fn is_known(&self, index: u64) -> bool {
+        self.known.range(..=index).next_back().is_some_and(|(_, &end)| end > index)
+    }
+
+    /// The first index range within `[first, end)` of which the server has to be asked.
+    pub fn first_unknown(&self, first: u64, end: u64) -> Option<(u64, u64)> {
+        let mut at = first;
+        while at < end {
+            match self.known.range(..=at).next_back() {
+                Some((_, &known_end)) if known_end > at => at = known_end,
+                _ => {
+                    let until = self.known.range(at..end).next().map_or(end, |(&start, _)| start);
+                    return Some((at, until));
+                }
+            }
+        }
+        None
+    }
+
+    /// What the server answered for `[first, end)`.
+    pub fn learn(&mut self, first: u64, end: u64, locations: Vec<ChunkLocation>, size: ChunkSize) {
+        for location in locations {
+            let index = location.index;
+            match self.present.get_mut(&index) {
+                Some(chunk) if chunk.location.chunk == location.chunk => chunk.location = location,
+                _ => {
+                    let made = location.blocks_4k > 0;
+                    self.present.insert(index, Chunk { location, made, zero_from: u64::from(size.bytes()) });
+                }
+            }
+        }
+        let (mut start, mut end) = (first, end);
+        let joined: Vec<u64> = self
+            .known
+            .range(..=end)
+            .filter(|&(_, &known_end)| known_end >= start)
+            .map(|(&at, _)| at)
+            .collect();
+        for at in joined {
+            if let Some(known_end) = self.known.remove(&at) {
+                start = start.min(at);
+                end = end.max(known_end);
+            }
+        }
+        self.known.insert(start, end);
+    }
+
+    /// A chunk that the server gave the file because it had none there, or one it had already.
+    pub fn allocated(&mut self, location: ChunkLocation, size: ChunkSize) {
+        let index = location.index;
+        let fresh = self.get(index) == Some(None) && location.blocks_4k == 0;
+        let at = u64::from(index.0);
+        self.learn(at, at + 1, vec![location], size);
+        if fresh && let Some(chunk) = self.present.get_mut(&index) {
+            chunk.zero_from = 0;
+        }
+    }
+
+    /// A new location of a chunk that is known.
+    pub fn moved(&mut self, location: ChunkLocation) {
+        if let Some(chunk) = self.present.get_mut(&location.index)
+            && chunk.location.chunk == location.chunk
+        {
+            let blocks_4k = chunk.location.blocks_4k;
+            chunk.location = ChunkLocation { blocks_4k, ..location };
+        }
+    }
+
+    /// The chunks in `[first, end)` are asked for again before their next use. Those that are unsynced stay so.
+    pub fn forget(&mut self, first: u64, end: u64) {
+        let cut: Vec<(u64, u64)> = self
+            .known
+            .range(..end)
+            .filter(|&(_, &known_end)| known_end > first)
+            .map(|(&at, &known_end)| (at, known_end))
+            .collect();
+        for (at, known_end) in cut {
+            self.known.remove(&at);
+            if at < first {
+                self.known.insert(at, first);
+            }
+            if known_end > end {
+                self.known.insert(end, known_end);
+            }
+        }
+        let gone: Vec<ChunkIndex> =
+            self.present.keys().filter(|index| (first..end).contains(&u64::from(index.0))).copied().collect();
+        for index in gone {
+            self.present.remove(&index);
+            self.new_blocks.remove(&index);
+        }
+    }
+
+    /// The chunks that are present within `[first, end)`.
+    pub fn present(&self, first: u64, end: u64) -> impl Iterator<Item = &Chunk> {
+        let start = ChunkIndex(u32::try_from(first).unwrap_or(u32::MAX));
+        self.present
+            .range(start..)
+            .map(|(_, chunk)| chunk)
+            .take_while(move |chunk| u64::from(chunk.location.index.0) < end)
+    }
+
+    /// Bytes of the chunk up to `end` are about to be written.
+    pub fn writing(&mut self, index: ChunkIndex, end: u64) {
+        if let Some(chunk) = self.present.get_mut(&index) {
+            chunk.zero_from = chunk.zero_from.max(end);
+        }
+    }
+
+    /// A write was acknowledged by every replica.
+    pub fn written(&mut self, index: ChunkIndex, blocks_4k: u32, synced: bool) {
+        if let Some(chunk) = self.present.get_mut(&index) {
+            chunk.made = true;
+            // Writes only add blocks, and their answers overtake each other.
+            if chunk.location.blocks_4k < blocks_4k {
+                chunk.location.blocks_4k = blocks_4k;
+                self.new_blocks.insert(index, blocks_4k);
+            }
+        }
+        if !synced {
+            self.unsynced.insert(index);
+        }
+    }
+
+    /// A part of the chunk was made zero on every replica; nothing else was under way.
+    pub fn punched(&mut self, index: ChunkIndex, blocks_4k: u32) {
+        if let Some(chunk) = self.present.get_mut(&index)
+            && chunk.location.blocks_4k != blocks_4k
+        {
+            chunk.location.blocks_4k = blocks_4k;
+            self.new_blocks.insert(index, blocks_4k);
+        }
+        self.unsynced.insert(index);
+    }
+
+    /// The parts of `range` that may hold anything but zeros, chunk by chunk.
+    pub fn not_zero(&self, range: ByteRange, size: ChunkSize) -> Vec<ChunkSpan> {
+        if range.is_empty() {
+            return Vec::new();
+        }
+        let chunk_bytes = u64::from(size.bytes());
+        let (first, end) = (range.start / chunk_bytes, range.end.div_ceil(chunk_bytes));
+        let mut out = Vec::new();
+        for chunk in self.present(first, end) {
+            let start = chunk.location.index.start(size).0;
+            let from = range.start.max(start) - start;
+            let to = (range.end.min(start + chunk_bytes) - start).min(chunk.zero_from);
+            if from < to {
+                out.push(ChunkSpan {
+                    index: chunk.location.index,
+                    offset: ChunkOffset(from as u32),
+                    len: (to - from) as u32,
+                });
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gofs_tree::{ChunkId, ChunkVersion};
+
+    use super::*;
+
+    fn size() -> ChunkSize {
+        ChunkSize::new(64 << 10).unwrap()
+    }
+
+    fn location(index: u32, blocks_4k: u32) -> ChunkLocation {
+        ChunkLocation {
+            index: ChunkIndex(index),
+            chunk: ChunkId(u64::from(index) + 100),
+            version: ChunkVersion(1),
+            blocks_4k,
+            replicas: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_was_told_is_not_asked_again() {
+        let mut chunks = Chunks::default();
+        assert_eq!(chunks.first_unknown(0, 10), Some((0, 10)));
+        chunks.learn(4, 6, vec![location(5, 1)], size());
+        assert_eq!(chunks.first_unknown(0, 10), Some((0, 4)));
+        assert_eq!(chunks.first_unknown(4, 10), Some((6, 10)));
+        chunks.learn(0, 4, Vec::new(), size());
+        chunks.learn(6, 8, Vec::new(), size());
+        assert_eq!(chunks.first_unknown(0, 8), None);
+        assert_eq!(chunks.known.len(), 1);
+        assert_eq!(chunks.get(ChunkIndex(3)), Some(None));
+        assert_eq!(chunks.get(ChunkIndex(9)), None);
+        chunks.forget(2, 6);
+        assert_eq!(chunks.first_unknown(0, 8), Some((2, 6)));
+        assert_eq!(chunks.get(ChunkIndex(5)), None);
+    }
+
+    #[test]
+    fn a_fresh_chunk_needs_no_zeroing_until_it_was_written() {
+        let mut chunks = Chunks::default();
+        chunks.learn(0, 4, vec![location(0, 3)], size());
+        chunks.allocated(location(1, 0), size());
+        let both = ByteRange { start: 60 << 10, end: 80 << 10 };
+        let old = ChunkSpan { index: ChunkIndex(0), offset: ChunkOffset(60 << 10), len: 4 << 10 };
+        assert_eq!(chunks.not_zero(both, size()), vec![old]);
+        chunks.writing(ChunkIndex(1), 8 << 10);
+        let new = ChunkSpan { index: ChunkIndex(1), offset: ChunkOffset(0), len: 8 << 10 };
+        assert_eq!(chunks.not_zero(both, size()), vec![old, new]);
+    }
+}

@@ -1,0 +1,151 @@
+//! Reads from ChunkServers: verified, from another replica where one fails.
+
+use bytes::Bytes;
+use gofs_proto::chunk::{Extents, ExtentsReply, Read};
+use gofs_proto::kind::Request;
+use gofs_proto::session::failure::Code;
+use gofs_tree::{ByteRange, FsError};
+
+use super::chunks::{Chunk, ChunkSpan, spans};
+use super::file::File;
+use super::links::ChunkCallError;
+use super::retry::Retry;
+use super::{FileData, Replica};
+
+/// Zeros to hand out without allocating.
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+
+/// `len` zeros in as few pieces as possible.
+pub(super) fn push_zeros(mut len: u64, out: &mut Vec<Bytes>) {
+    while len > 0 {
+        let piece = len.min(ZEROS.len() as u64);
+        out.push(Bytes::from_static(&ZEROS[..piece as usize]));
+        len -= piece;
+    }
+}
+
+/// What a replica said.
+enum Answer<T> {
+    Good(T),
+    /// It does not have the chunk.
+    Missing,
+    /// Its bytes, or what arrived of them, are damaged.
+    Corrupt,
+}
+
+impl FileData {
+    /// The bytes of `range`, which lies within one chunk and has at most 1 MiB.
+    pub(super) async fn fetch(&self, file: &File, range: ByteRange) -> Result<Bytes, FsError> {
+        let Some(span) = spans(range, self.config.chunk_size).next() else { return Err(FsError::Io) };
+        debug_assert_eq!(u64::from(span.len), range.len());
+        let read = self.fetch_span(file, span).await?;
+        Ok(read.unwrap_or_else(|| {
+            let mut zeros = Vec::new();
+            push_zeros(range.len(), &mut zeros);
+            match <[Bytes; 1]>::try_from(zeros) {
+                Ok([one]) => one,
+                Err(many) => Bytes::from(many.concat()),
+            }
+        }))
+    }
+
+    async fn fetch_span(&self, file: &File, span: ChunkSpan) -> Result<Option<Bytes>, FsError> {
+        self.on_any(
+            file,
+            span,
+            |chunk| Read {
+                chunk: chunk.location.chunk.0,
+                version: chunk.location.version.0,
+                offset: span.offset.0,
+                len: span.len,
+            },
+            |reply, payload| {
+                let whole = payload.len() == span.len as usize && crc32c::crc32c(&payload) == reply.crc32c;
+                if whole { Answer::Good(payload) } else { Answer::Corrupt }
+            },
+        )
+        .await
+    }
+
+    /// Which bytes of the chunk were written; `None` where it has none.
+    pub(super) async fn extents(
+        &self,
+        file: &File,
+        span: ChunkSpan,
+    ) -> Result<Option<ExtentsReply>, FsError> {
+        self.on_any(
+            file,
+            span,
+            |chunk| Extents { chunk: chunk.location.chunk.0, version: chunk.location.version.0 },
+            |reply, _| Answer::Good(reply),
+        )
+        .await
+    }
+
+    /// Asks one replica after the other until one has the answer. `None`: the file has no chunk there, or
+    /// it was never written.
+    async fn on_any<R: Request, T>(
+        &self,
+        file: &File,
+        span: ChunkSpan,
+        build: impl Fn(&Chunk) -> R,
+        check: impl Fn(R::Reply, Bytes) -> Answer<T>,
+    ) -> Result<Option<T>, FsError> {
+        let mut retry = Retry::new(self.config.soft_timeout);
+        loop {
+            let Some(chunk) = self.chunk(file, span.index).await? else { return Ok(None) };
+            let mut missing = 0;
+            let mut bad = 0;
+            let mut why = format!("no replica of chunk {} is known", chunk.location.chunk);
+            let order = self.read_order(&chunk);
+            for replica in &order {
+                let answer = match self.links.call(replica, &build(&chunk), Vec::new()).await {
+                    Ok((reply, payload)) => check(reply, payload),
+                    Err(ChunkCallError::Refused { failure, .. }) if failure.code() == Code::NoChunk => {
+                        Answer::Missing
+                    }
+                    Err(ChunkCallError::Refused { failure, .. }) if failure.code() == Code::Corrupt => {
+                        Answer::Corrupt
+                    }
+                    Err(error) => {
+                        bad += u32::from(matches!(error, ChunkCallError::Refused { .. }));
+                        why = error.to_string();
+                        continue;
+                    }
+                };
+                match answer {
+                    Answer::Good(value) => return Ok(Some(value)),
+                    Answer::Missing if !chunk.made => missing += 1,
+                    Answer::Missing | Answer::Corrupt => {
+                        bad += 1;
+                        let corrupt = matches!(answer, Answer::Corrupt);
+                        why = format!(
+                            "chunk {} on {}: {}",
+                            chunk.location.chunk,
+                            replica.address,
+                            if corrupt { "bytes fail their checksum" } else { "not there" }
+                        );
+                        tracing::warn!(ino = %file.ino, chunk = %chunk.location.chunk, server = %replica.server, error = %why, "bad replica");
+                        self.meta.bad_replica(chunk.location.chunk, replica.server, corrupt);
+                    }
+                }
+            }
+            if missing > 0 && missing == order.len() {
+                return Ok(None);
+            }
+            if bad > 0 {
+                retry.contradicted(&why).await?;
+            } else {
+                retry.unreachable(&why).await?;
+            }
+            self.relocate(file, &chunk.location).await?;
+        }
+    }
+
+    /// Replicas in the order in which they are read: spread over chunks, servers that failed a moment ago last.
+    fn read_order(&self, chunk: &Chunk) -> Vec<Replica> {
+        let mut order = chunk.chain(0);
+        order.sort_by_key(|replica| self.links.is_suspect(replica));
+        order
+    }
+}

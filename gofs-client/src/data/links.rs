@@ -1,0 +1,186 @@
+//! Connections to ChunkServers: one for each, pipelined, made when first used and again after it broke.
+//!
+//! A call is tried once. Whether and where it is tried again is decided by whoever knows
+//! what the call means.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use gofs_proto::chunk::Hello;
+use gofs_proto::frame::Frame;
+use gofs_proto::kind::{self, Request};
+use gofs_proto::session::{Failure, failure};
+use gofs_proto::{CallError, Link, LinkHandler, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
+use parking_lot::Mutex;
+
+use super::Replica;
+
+/// How long connecting and the handshake may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a server may take for one call before it counts as failed: a slow disk's sync, not more.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// A server that could not be reached is not tried again for so long.
+const HOLD_OFF: Duration = Duration::from_millis(200);
+/// For so long other replicas are read first.
+const SUSPECT: Duration = Duration::from_secs(5);
+
+/// Why a call to a ChunkServer has no reply.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum ChunkCallError {
+    /// No connection, or it broke, or no answer in time; whether the server acted is unknown.
+    #[error("chunk server {address}: {why}")]
+    Unreachable { address: String, why: String },
+    /// The server answered: no.
+    #[error("chunk server {address} refused: {} ({:?})", failure.text, failure.code())]
+    Refused { address: String, failure: Failure },
+}
+
+/// See the module.
+pub(super) struct ChunkLinks {
+    cluster: Bytes,
+    peers: DashMap<Replica, Arc<Peer>>,
+}
+
+#[derive(Default)]
+struct Peer {
+    link: Mutex<Option<Arc<Link>>>,
+    connecting: tokio::sync::Mutex<()>,
+    /// When a call last failed, and when connecting did.
+    failed_at: Mutex<Option<Instant>>,
+    refused_at: Mutex<Option<Instant>>,
+}
+
+/// ChunkServers ask nothing of clients.
+struct NoRequests;
+
+impl LinkHandler for NoRequests {
+    fn on_request(&self, link: &Arc<Link>, request: Frame) {
+        let text = format!("a client answers no {}", kind::name(request.kind));
+        link.refuse(
+            request.id,
+            &Failure { code: failure::Code::BadRequest.into(), text, ..Failure::default() },
+        );
+    }
+
+    fn on_close(&self, _link: &Arc<Link>) {}
+}
+
+impl ChunkLinks {
+    /// `cluster`: see [`super::DataConfig::cluster`].
+    pub fn new(cluster: Bytes) -> Self {
+        ChunkLinks { cluster, peers: DashMap::new() }
+    }
+
+    fn peer(&self, replica: &Replica) -> Arc<Peer> {
+        if let Some(peer) = self.peers.get(replica) {
+            return peer.clone();
+        }
+        self.peers.entry(replica.clone()).or_default().clone()
+    }
+
+    /// Whether the server failed a moment ago.
+    pub fn is_suspect(&self, replica: &Replica) -> bool {
+        self.peers
+            .get(replica)
+            .is_some_and(|peer| peer.failed_at.lock().is_some_and(|at| at.elapsed() < SUSPECT))
+    }
+
+    /// Sends one request and waits for its reply, within bounds.
+    pub async fn call<R: Request>(
+        &self,
+        replica: &Replica,
+        request: &R,
+        payload: Vec<Bytes>,
+    ) -> Result<(R::Reply, Bytes), ChunkCallError> {
+        let peer = self.peer(replica);
+        let link = self.link(&peer, replica).await?;
+        let exchange = async {
+            link.ready().await;
+            link.call(request, payload).await
+        };
+        let failed = match tokio::time::timeout(CALL_TIMEOUT, exchange).await {
+            Ok(Ok(reply)) => {
+                *peer.failed_at.lock() = None;
+                return Ok(reply);
+            }
+            Ok(Err(CallError::Refused(failure))) => {
+                return Err(ChunkCallError::Refused { address: replica.address.clone(), failure });
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer to {} within {CALL_TIMEOUT:?}", kind::name(R::KIND)),
+        };
+        // A link that lost one answer may have lost others: nobody should wait for those.
+        link.close();
+        Err(peer.failed(replica, failed))
+    }
+
+    async fn link(&self, peer: &Peer, replica: &Replica) -> Result<Arc<Link>, ChunkCallError> {
+        if let Some(link) = peer.live() {
+            return Ok(link);
+        }
+        let asked = Instant::now();
+        let _connecting = peer.connecting.lock().await;
+        if let Some(link) = peer.live() {
+            return Ok(link);
+        }
+        // Those who waited while another failed to connect fail with it.
+        if peer.refused_at.lock().is_some_and(|at| at > asked || at.elapsed() < HOLD_OFF) {
+            let why = "was not reachable a moment ago".to_owned();
+            return Err(ChunkCallError::Unreachable { address: replica.address.clone(), why });
+        }
+        match self.connect(replica).await {
+            Ok(link) => {
+                *peer.link.lock() = Some(link.clone());
+                Ok(link)
+            }
+            Err(why) => {
+                *peer.refused_at.lock() = Some(Instant::now());
+                Err(peer.failed(replica, why))
+            }
+        }
+    }
+
+    async fn connect(&self, replica: &Replica) -> Result<Arc<Link>, String> {
+        let link = Link::connect(&replica.address, Arc::new(NoRequests), CONNECT_TIMEOUT)
+            .await
+            .map_err(|error| format!("cannot connect: {error}"))?;
+        let hello = Hello {
+            version: PROTOCOL_VERSION,
+            oldest_version: OLDEST_PROTOCOL_VERSION,
+            cluster: self.cluster.clone().into(),
+        };
+        let problem = match tokio::time::timeout(CONNECT_TIMEOUT, link.call(&hello, Vec::new())).await {
+            Ok(Ok((welcome, _))) if welcome.server == replica.server.0 => return Ok(link),
+            Ok(Ok((welcome, _))) => {
+                format!("is server {:#x}, but {:#x} was expected there", welcome.server, replica.server.0)
+            }
+            Ok(Err(error)) => format!("handshake failed: {error}"),
+            Err(_) => "no answer to the handshake".to_owned(),
+        };
+        link.close();
+        Err(problem)
+    }
+}
+
+impl Peer {
+    fn live(&self) -> Option<Arc<Link>> {
+        self.link.lock().clone().filter(|link| !link.is_closed())
+    }
+
+    fn failed(&self, replica: &Replica, why: String) -> ChunkCallError {
+        *self.failed_at.lock() = Some(Instant::now());
+        ChunkCallError::Unreachable { address: replica.address.clone(), why }
+    }
+}
+
+impl Drop for ChunkLinks {
+    fn drop(&mut self) {
+        for peer in &self.peers {
+            if let Some(link) = peer.link.lock().take() {
+                link.close();
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Where chunks are: asked once, remembered while the lease lasts, asked again when a server contradicts.
+
+use gofs_tree::{ChunkIndex, ChunkServerId, FsError};
+
+use super::chunks::{Chunk, INDEX_END};
+use super::file::File;
+use super::{ChunkLocation, FileData};
+
+/// Chunks asked for when one is needed: neighbours are needed soon.
+const WINDOW: u64 = 256;
+/// Chunks asked for at once at most: their locations fit in one frame.
+const PAGE: u64 = 65_536;
+
+impl FileData {
+    /// Asks the server for whatever is not known of the chunks in `[first, end)`.
+    pub(super) async fn learn(&self, file: &File, first: u64, end: u64) -> Result<(), FsError> {
+        while file.look(|state| state.chunks.first_unknown(first, end)).is_some() {
+            let _asking = file.map.lock().await;
+            self.learn_page(file, first, end).await?;
+        }
+        Ok(())
+    }
+
+    async fn learn_page(&self, file: &File, first: u64, end: u64) -> Result<(), FsError> {
+        let end = end.min(INDEX_END);
+        let Some((at, until)) = file.look(|state| state.chunks.first_unknown(first, end)) else {
+            return Ok(());
+        };
+        let count = (until - at).min(PAGE);
+        let found = self.meta.chunk_map(file.ino, ChunkIndex(at as u32), count as u32).await?;
+        self.totals.change(file, |state| state.chunks.learn(at, at + count, found, self.config.chunk_size));
+        Ok(())
+    }
+
+    /// The chunk at `index`, `None` where the file has none.
+    pub(super) async fn chunk(&self, file: &File, index: ChunkIndex) -> Result<Option<Chunk>, FsError> {
+        loop {
+            if let Some(known) = file.look(|state| state.chunks.get(index).map(|chunk| chunk.cloned())) {
+                return Ok(known);
+            }
+            let at = u64::from(index.0);
+            let _asking = file.map.lock().await;
+            if file.look(|state| state.chunks.get(index).is_none()) {
+                self.learn_page(file, at, (at + WINDOW).min(INDEX_END)).await?;
+            }
+        }
+    }
+
+    /// Asks again where a chunk is, unless that was done since `seen` was looked up.
+    pub(super) async fn relocate(&self, file: &File, seen: &ChunkLocation) -> Result<(), FsError> {
+        let _asking = file.map.lock().await;
+        if self.has_moved(file, seen) {
+            return Ok(());
+        }
+        let found = self.meta.chunk_map(file.ino, seen.index, 1).await?;
+        match found.into_iter().find(|location| location.index == seen.index && location.chunk == seen.chunk)
+        {
+            Some(location) => self.totals.change(file, |state| state.chunks.moved(location)),
+            None => {
+                let at = u64::from(seen.index.0);
+                self.totals.change(file, |state| state.chunks.forget(at, at + 1));
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the servers taken off the chunk that did not take a write, unless that was done since.
+    pub(super) async fn replica_failed(
+        &self,
+        file: &File,
+        seen: &ChunkLocation,
+        servers: Vec<ChunkServerId>,
+    ) -> Result<(), FsError> {
+        let _asking = file.map.lock().await;
+        if self.has_moved(file, seen) {
+            return Ok(());
+        }
+        let location =
+            self.meta.replica_failed(file.ino, seen.index, seen.chunk, seen.version, servers).await?;
+        self.totals.change(file, |state| state.chunks.moved(location));
+        Ok(())
+    }
+
+    fn has_moved(&self, file: &File, seen: &ChunkLocation) -> bool {
+        file.look(|state| match state.chunks.get(seen.index).flatten() {
+            Some(chunk) => chunk.location.version != seen.version || chunk.location.replicas != seen.replicas,
+            None => true,
+        })
+    }
+
+    /// Gives the file chunks at these indexes where it has none.
+    pub(super) async fn make_chunks(&self, file: &File, indexes: &[ChunkIndex]) -> Result<(), FsError> {
+        for index in indexes {
+            self.chunk(file, *index).await?;
+        }
+        let _asking = file.map.lock().await;
+        let missing: Vec<ChunkIndex> = file.look(|state| {
+            indexes.iter().copied().filter(|index| state.chunks.get(*index).flatten().is_none()).collect()
+        });
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let made = self.meta.allocate(file.ino, missing.clone()).await?;
+        if let Some(index) =
+            missing.iter().find(|index| made.iter().all(|location| location.index != **index))
+        {
+            tracing::error!(ino = %file.ino, index = index.0, "the MetaServer allocated no chunk where one was asked for");
+            return Err(FsError::Io);
+        }
+        self.totals.change(file, |state| {
+            for location in made {
+                state.chunks.allocated(location, self.config.chunk_size);
+            }
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,176 @@
+//! Durability: everything ever written to a file's chunks onto stable storage, on every replica.
+
+use std::collections::BTreeMap;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use gofs_proto::chunk::{Sync, SyncItem};
+use gofs_proto::session::failure::Code;
+use gofs_tree::{ChunkIndex, FsError};
+
+use super::chunks::Chunk;
+use super::file::File;
+use super::links::ChunkCallError;
+use super::retry::Retry;
+use super::{FileData, Replica};
+
+/// Chunks in one Sync request: a server works through them one after the other.
+const SYNC_ITEMS_MAX: usize = 1024;
+/// A replica that cannot be reached is tried so often before it is left out.
+const REPLICA_TRIES: u32 = 3;
+
+impl FileData {
+    /// Syncs the chunks that may have unsynced bytes. The caller holds the file's flight lock.
+    pub(super) async fn sync_chunks(&self, file: &File, epoch: u64) -> Result<(), FsError> {
+        let chunk_bytes = u64::from(self.config.chunk_size.bytes());
+        if file.look(|state| state.chunks.all_unsynced && state.in_chunks()) {
+            let end = file.look(|state| state.size()).div_ceil(chunk_bytes);
+            self.learn(file, 0, end).await?;
+            self.totals.change(file, |state| {
+                let all: Vec<ChunkIndex> = state.chunks.present(0, end).map(|c| c.location.index).collect();
+                state.chunks.unsynced.extend(all);
+                state.chunks.all_unsynced = false;
+            });
+        }
+        let mut retry = Retry::new(self.config.soft_timeout);
+        let mut broken: BTreeMap<Replica, u32> = BTreeMap::new();
+        loop {
+            if file.look(|state| state.epoch()) != epoch {
+                return Err(FsError::Io);
+            }
+            let unsynced: Vec<ChunkIndex> =
+                file.look(|state| state.chunks.unsynced.iter().copied().collect());
+            if unsynced.is_empty() {
+                return Ok(());
+            }
+            let mut chunks = Vec::with_capacity(unsynced.len());
+            for index in unsynced {
+                match self.chunk(file, index).await? {
+                    Some(chunk) => chunks.push(chunk),
+                    // Truncated or punched since.
+                    None => self.totals.change(file, |state| {
+                        state.chunks.unsynced.remove(&index);
+                    }),
+                }
+            }
+            self.sync_round(file, chunks, &mut retry, &mut broken).await?;
+        }
+    }
+
+    /// One Sync to every replica of the chunks; those that all replicas answered are done.
+    async fn sync_round(
+        &self,
+        file: &File,
+        chunks: Vec<Chunk>,
+        retry: &mut Retry,
+        broken: &mut BTreeMap<Replica, u32>,
+    ) -> Result<(), FsError> {
+        let mut by_server: BTreeMap<Replica, Vec<&Chunk>> = BTreeMap::new();
+        for chunk in &chunks {
+            for replica in &chunk.location.replicas {
+                by_server.entry(replica.clone()).or_default().push(chunk);
+            }
+        }
+        let mut calls = FuturesUnordered::new();
+        for (replica, chunks) in &by_server {
+            for batch in chunks.chunks(SYNC_ITEMS_MAX) {
+                calls.push(async move { (replica, batch, self.sync_batch(replica, batch).await) });
+            }
+        }
+        let mut synced: BTreeMap<ChunkIndex, usize> = BTreeMap::new();
+        let mut problem = None;
+        while let Some((replica, batch, result)) = calls.next().await {
+            match result {
+                Ok(()) => {
+                    for chunk in batch {
+                        *synced.entry(chunk.location.index).or_default() += 1;
+                    }
+                }
+                Err((concerned, error)) => problem = Some((replica.clone(), concerned, error)),
+            }
+        }
+        drop(calls);
+        let done: Vec<ChunkIndex> = chunks
+            .iter()
+            .filter(|chunk| {
+                let replicas = chunk.location.replicas.len();
+                replicas > 0 && synced.get(&chunk.location.index) == Some(&replicas)
+            })
+            .map(|chunk| chunk.location.index)
+            .collect();
+        self.totals.change(file, |state| {
+            done.iter().for_each(|index| {
+                state.chunks.unsynced.remove(index);
+            })
+        });
+        if let Some((replica, batch, error)) = problem {
+            return self.sync_failed(file, &replica, &batch, error, retry, broken).await;
+        }
+        if done.len() < chunks.len() {
+            // Chunks without any known replica.
+            retry.unreachable(&format!("no replica of a chunk of {} is known", file.ino)).await?;
+            for chunk in chunks.iter().filter(|chunk| chunk.location.replicas.is_empty()) {
+                self.relocate(file, &chunk.location).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// On error the chunks that it concerns; where one of many was refused, all are tried alone to find it.
+    async fn sync_batch<'a>(
+        &self,
+        replica: &Replica,
+        batch: &[&'a Chunk],
+    ) -> Result<(), (Vec<&'a Chunk>, ChunkCallError)> {
+        let items = batch
+            .iter()
+            .map(|chunk| SyncItem { chunk: chunk.location.chunk.0, version: chunk.location.version.0 })
+            .collect();
+        match self.links.call(replica, &Sync { items }, Vec::new()).await {
+            Ok(_) => Ok(()),
+            Err(ChunkCallError::Refused { .. }) if batch.len() > 1 => {
+                for chunk in batch {
+                    Box::pin(self.sync_batch(replica, &[*chunk])).await?;
+                }
+                Ok(())
+            }
+            // Allocated and never written: no byte is missing.
+            Err(ChunkCallError::Refused { failure, .. })
+                if failure.code() == Code::NoChunk && batch.iter().all(|chunk| !chunk.made) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err((batch.to_vec(), error)),
+        }
+    }
+
+    async fn sync_failed(
+        &self,
+        file: &File,
+        replica: &Replica,
+        batch: &[&Chunk],
+        error: ChunkCallError,
+        retry: &mut Retry,
+        broken: &mut BTreeMap<Replica, u32>,
+    ) -> Result<(), FsError> {
+        let lost = match &error {
+            ChunkCallError::Unreachable { .. } => {
+                retry.unreachable(&error.to_string()).await?;
+                let tries = broken.entry(replica.clone()).or_default();
+                *tries += 1;
+                *tries % REPLICA_TRIES == 0
+            }
+            ChunkCallError::Refused { failure, .. } => {
+                retry.contradicted(&error.to_string()).await?;
+                matches!(failure.code(), Code::NoChunk | Code::Fs)
+            }
+        };
+        for chunk in batch {
+            if lost && chunk.location.replicas.len() > 1 {
+                self.replica_failed(file, &chunk.location, vec![replica.server]).await?;
+            } else if matches!(error, ChunkCallError::Refused { .. }) || lost {
+                self.relocate(file, &chunk.location).await?;
+            }
+        }
+        Ok(())
+    }
+}
