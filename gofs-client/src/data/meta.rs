@@ -83,8 +83,8 @@ pub struct Content {
     pub blocks: u64,
     /// The bytes of a small file (empty for an empty or wholly sparse one); `None`: in chunks.
     pub inline: Option<Bytes>,
-    /// Whether chunks exist. With inline bytes too: an author died while the file outgrew its inode;
-    /// the inline bytes count, the chunks' do not.
+    /// Whether chunks exist. Beside inline bytes they count for nothing: their author died while the file
+    /// outgrew its inode.
     pub has_chunks: bool,
 }
 
@@ -92,7 +92,8 @@ impl Content {
     /// From attributes and the inline bytes; `has_chunks` as in the server's `Node`.
     pub fn new(attr: &Attr, inline: Bytes, has_chunks: bool) -> Self {
         // While a file outgrows its inode both exist for a moment; the inline bytes count until they are cleared.
-        let inline = if has_chunks && inline.is_empty() { None } else { Some(inline) };
+        let in_chunks = has_chunks && inline.is_empty() && attr.size > 0;
+        let inline = if in_chunks { None } else { Some(inline) };
         Content {
             size: attr.size,
             mtime: attr.mtime,

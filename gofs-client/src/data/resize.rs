@@ -118,6 +118,10 @@ impl FileData {
     /// Zeroes the parts of a hole that do not cover a chunk; the edit drops the others.
     async fn zero_edges(&self, file: &File, hole: ByteRange, epoch: u64) -> Result<(), FsError> {
         let chunk_bytes = u64::from(self.config.chunk_size.bytes());
+        // A hole up to the end of the file takes the whole last chunk.
+        let to_end = hole.end == file.look(FileState::size);
+        let hole_end = if to_end { hole.end.next_multiple_of(chunk_bytes) } else { hole.end };
+        let hole = ByteRange { start: hole.start, end: hole_end };
         let first_end = (hole.start - hole.start % chunk_bytes + chunk_bytes).min(hole.end);
         let last_start = (hole.end - hole.end % chunk_bytes).max(first_end);
         for edge in

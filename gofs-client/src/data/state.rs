@@ -107,9 +107,6 @@ pub(super) struct FileState {
     base: Base,
     /// Inline bytes that are on their way to the chunks; the server has them until `clear_inline`.
     moving: Option<Bytes>,
-    /// The server has chunks beside the inline bytes, of an author who died while the file outgrew its
-    /// inode: what they hold is not the file's, but the file cannot stay inline.
-    stray_chunks: bool,
     valid_end: u64,
     dirty: ExtentMap,
     flushing: Option<ExtentMap>,
@@ -139,7 +136,6 @@ impl FileState {
             server_blocks: 0,
             base: Base::Chunks,
             moving: None,
-            stray_chunks: false,
             valid_end: 0,
             dirty: ExtentMap::default(),
             flushing: None,
@@ -166,7 +162,6 @@ impl FileState {
         self.chunks = Chunks::unknown(content.has_chunks);
         self.forget_clean(0, u64::MAX);
         self.moving = None;
-        self.stray_chunks = content.has_chunks && content.inline.is_some();
         match content.inline {
             Some(bytes) => {
                 self.base = Base::Inline(bytes.slice(..bytes.len().min(content.size as usize)));
@@ -185,7 +180,7 @@ impl FileState {
             return;
         }
         let same_base = match (&self.base, &content.inline) {
-            (Base::Inline(mine), Some(theirs)) => mine == theirs && self.stray_chunks == content.has_chunks,
+            (Base::Inline(mine), Some(theirs)) => mine == theirs,
             (Base::Chunks, None) => true,
             _ => false,
         };
@@ -438,7 +433,7 @@ impl FileState {
                 end = below.iter().flatten().last().map_or(0, |(at, bytes)| at + bytes.len() as u64);
             }
             let data_end = end.max(bytes.len() as u64);
-            if data_end <= u64::from(self.geometry.inline_max) && !self.stray_chunks {
+            if data_end <= u64::from(self.geometry.inline_max) {
                 return self.plan_inline(scope, size, limit);
             }
             let moved = bytes.clone();
@@ -566,10 +561,7 @@ impl FileState {
                 self.flushing = None;
                 self.base = Base::Inline(data.clone());
             }
-            EditOp::Extend { clear_inline: true, .. } => {
-                self.moving = None;
-                self.stray_chunks = false;
-            }
+            EditOp::Extend { clear_inline: true, .. } => self.moving = None,
             _ => {}
         }
         self.flush_ended(at);
@@ -588,10 +580,15 @@ impl FileState {
             lost += self.valid_end.saturating_sub(self.server_size);
             self.valid_end = self.valid_end.min(self.server_size);
         }
-        if let Some(bytes) = self.moving.take() {
-            self.base = Base::Inline(bytes);
-            self.valid_end = 0;
-            self.stray_chunks = true;
+        match self.moving.take() {
+            // Nothing inline and chunks made: at the server the file is in chunks already.
+            Some(bytes) if bytes.is_empty() && self.server_size > 0 => self.valid_end = self.server_size,
+            // Chunks beside inline bytes are nobody's; the next flush overwrites or drops them.
+            Some(bytes) => {
+                self.base = Base::Inline(bytes);
+                self.valid_end = 0;
+            }
+            None => {}
         }
         // What became of the chunks is not known: ask again, and sync all.
         self.chunks = Chunks::unknown(true);
@@ -647,7 +644,6 @@ impl FileState {
             self.base = Base::Inline(Bytes::new());
             self.valid_end = 0;
             self.moving = None;
-            self.stray_chunks = false;
             self.times_dirty = false;
             self.chunks = Chunks::default();
         }
