@@ -7,6 +7,7 @@
 mod cluster;
 mod load;
 mod mount;
+pub mod posix;
 mod process;
 mod run;
 pub mod sys;

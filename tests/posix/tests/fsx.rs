@@ -1,0 +1,70 @@
+//! fsx: random reads, writes, truncates and maps of one file against a copy in memory.
+//!
+//! `FSX` names the program (`cargo install fsx`, version 0.3; `cargo xtask test` does that).
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::fs;
+
+use gofs_posix_tests::{Cluster, run, try_shell};
+
+const OPERATIONS: &str = "4000";
+
+fn program() -> String {
+    std::env::var("FSX").unwrap_or_else(|_| {
+        panic!("FSX does not name the fsx program: run `cargo xtask test`, or `cargo install fsx` and set FSX to it")
+    })
+}
+
+/// What to do, and how often, beyond the default of reads, writes, truncates and maps.
+const CONFIG: &str = r#"
+flen = 1048576
+[opsize]
+max = 70000
+[weights]
+close_open = 1
+invalidate = 1
+truncate = 5
+fsync = 1
+fdatasync = 1
+punch_hole = 3
+posix_fallocate = 3
+copy_file_range = 3
+sendfile = 1
+posix_fadvise = 1
+"#;
+
+fn fsx(seed: u32, namespace_options: &[&str]) {
+    let program = program();
+    let cluster = Cluster::builder().start();
+    cluster.create_namespace("test", namespace_options);
+    let mount = cluster.mount("m");
+    let config = cluster.dir().join("fsx.toml");
+    fs::write(&config, CONFIG).unwrap();
+    eprintln!("replay: {program} -S {seed} -N {OPERATIONS} -f {} FILE", config.display());
+    let output = try_shell(
+        mount.path(),
+        &format!(
+            "{program} -S {seed} -N {OPERATIONS} -f {} -P {} fsx-file",
+            config.display(),
+            cluster.dir().display()
+        ),
+    );
+    assert!(output.status == 0, "{output:#?}");
+    // What is left is what the servers have.
+    let sum = run("sha256sum", &[mount.join("fsx-file").to_str().unwrap()]);
+    mount.unmount();
+    let again = cluster.mount("again");
+    let sum_again = run("sha256sum", &[again.join("fsx-file").to_str().unwrap()]);
+    assert_eq!(sum.split(' ').next(), sum_again.split(' ').next());
+}
+
+#[test]
+fn fsx_finds_nothing_with_small_chunks() {
+    fsx(7, &["--chunk-size", "64KiB"]);
+}
+
+#[test]
+fn fsx_finds_nothing_with_the_default_configuration() {
+    fsx(11, &[]);
+}
