@@ -1,9 +1,12 @@
 //! Which replicas a client may use.
 //!
-//! Read from: alive ones at the committed version. Written to: only when they
-//! are *all* that may hold that version, else a server that is away now would come
-//! back with the same version and without the write. Where some are
-//! missing the version is raised first ([`Write::Raise`]).
+//! Read from: alive ones that are current. Written to: only when they are *all* that may hold the
+//! version, else a server that is away now would come back with the same version and
+//! without the write. Where some are missing the version is raised first ([`Write::Raise`]).
+//!
+//! A location that is good for reading only carries version 0: a ChunkServer lets a reader in whose version
+//! is not newer than its own, and a writer only at exactly its own. So a client that keeps such a location
+//! and writes with it later is refused, and asks again.
 
 use std::time::{Duration, Instant};
 
@@ -33,7 +36,7 @@ pub struct View<'a> {
 pub enum Location {
     /// At this version on these live servers, at least one.
     At {
-        /// The committed version.
+        /// The committed version, or 0 where the location is good for reading only.
         version: ChunkVersion,
         /// Servers with the addresses of their data doors.
         servers: Vec<(ChunkServerId, String)>,
@@ -61,24 +64,32 @@ pub enum Write {
     Raise,
 }
 
+/// Version of a location that is good for reading only.
+pub const READ_ONLY: ChunkVersion = ChunkVersion(0);
+
 /// Replicas for reading. [`Location::Unwritten`] is never the answer: that takes the file's record.
 pub fn locate(view: &View<'_>, record: &Record, entry: Option<&Entry>) -> Location {
     if record.deleted {
         return Location::NoChunk;
     }
     let replicas = entry.map_or(&[][..], |entry| &entry.replicas);
-    let alive = |replica: &&Replica| view.servers.is_alive(replica.server) && !replica.corrupt;
+    let alive: Vec<&Replica> = replicas
+        .iter()
+        .filter(|replica| view.servers.is_alive(replica.server) && !replica.corrupt)
+        .filter(|replica| replica.version >= record.version)
+        .collect();
     let current: Vec<&Replica> =
-        replicas.iter().filter(alive).filter(|replica| replica.version == record.version).collect();
+        alive.iter().copied().filter(|replica| replica.version == record.version).collect();
+    // While a change is under way its replicas hold what was committed, and no write gets in.
+    let good = if current.is_empty() { alive } else { current };
     let trusted: Vec<&Replica> =
-        current.iter().copied().filter(|replica| !replica.is_suspect(view.now)).collect();
+        good.iter().copied().filter(|replica| !replica.is_suspect(view.now)).collect();
     // Doubtful bytes are better than none: clients verify them.
-    let chosen = if trusted.is_empty() { current } else { trusted };
+    let chosen = if trusted.is_empty() { good } else { trusted };
     if !chosen.is_empty() {
-        return Location::At { version: record.version, servers: addresses(view, chosen.into_iter()) };
-    }
-    if replicas.iter().filter(alive).any(|replica| replica.version > record.version) {
-        return Location::Wait;
+        let complete = entry.is_some_and(|entry| is_complete(view, record, entry));
+        let version = if complete { record.version } else { READ_ONLY };
+        return Location::At { version, servers: addresses(view, chosen.into_iter()) };
     }
     if !view.settled || view.servers.alive().any(|server| !server.listed) {
         return Location::Wait;
@@ -93,31 +104,32 @@ pub fn locate(view: &View<'_>, record: &Record, entry: Option<&Entry>) -> Locati
 /// Replicas for writing.
 pub fn locate_to_write(view: &View<'_>, record: &Record, entry: Option<&Entry>) -> Write {
     let location = locate(view, record, entry);
-    let (Location::At { version, .. }, Some(entry)) = (&location, entry) else {
+    let (Location::At { .. }, Some(entry)) = (&location, entry) else {
         return Write::There(location);
     };
-    // A newer version on a live server: a change is under way and about to refuse this write.
-    // On a dead one: it would come back and win over what is written now.
-    let newer = || entry.replicas.iter().filter(|replica| replica.version > *version);
-    if newer().any(|replica| view.servers.is_alive(replica.server)) {
-        return Write::There(Location::Wait);
-    }
-    let holders: Vec<&Replica> =
-        entry.replicas.iter().filter(|replica| replica.version == *version).collect();
-    let all_good = newer().next().is_none()
-        && holders.iter().all(|replica| view.servers.is_alive(replica.server) && !replica.corrupt);
-    let all_known = chosen_in(view.term, *version) || entry.born_here || view.servers.all_seen();
-    if all_good && all_known {
-        return Write::There(Location::At {
-            version: *version,
-            servers: addresses(view, holders.into_iter()),
-        });
+    if is_complete(view, record, entry) {
+        let holders = entry.replicas.iter().filter(|replica| replica.version == record.version);
+        return Write::There(Location::At { version: record.version, servers: addresses(view, holders) });
     }
     let patient = view.now.saturating_duration_since(view.began) < view.write_patience;
-    if !all_known && patient && !view.settled {
+    if patient && !view.settled && !knows_all(view, record, entry) {
         return Write::There(Location::Wait);
     }
     Write::Raise
+}
+
+/// Whether all that may hold the committed version, or one after it, are alive and at it.
+fn is_complete(view: &View<'_>, record: &Record, entry: &Entry) -> bool {
+    let not_stale = entry.replicas.iter().filter(|replica| replica.version >= record.version);
+    knows_all(view, record, entry)
+        && not_stale.into_iter().all(|replica| {
+            replica.version == record.version && view.servers.is_alive(replica.server) && !replica.corrupt
+        })
+}
+
+/// Whether no server that this leader has not heard of can have the chunk.
+fn knows_all(view: &View<'_>, record: &Record, entry: &Entry) -> bool {
+    chosen_in(view.term, record.version) || entry.born_here || view.servers.all_seen()
 }
 
 fn addresses<'a>(
@@ -128,4 +140,124 @@ fn addresses<'a>(
         .filter_map(|replica| view.servers.get(replica.server))
         .map(|server| (server.id, server.address.clone()))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use gofs_tree::ChunkId;
+
+    use super::*;
+    use crate::chunks::Directory;
+
+    const CHUNK: ChunkId = ChunkId(1);
+    const A: ChunkServerId = ChunkServerId(1);
+    const B: ChunkServerId = ChunkServerId(2);
+
+    struct World {
+        servers: ServerTable,
+        directory: Directory,
+        record: Record,
+        settled: bool,
+        began: Instant,
+    }
+
+    impl World {
+        /// Two servers that have listed the chunk at version 5.
+        fn new() -> Self {
+            let mut servers = ServerTable::default();
+            let mut directory = Directory::default();
+            let began = Instant::now();
+            for id in [A, B] {
+                servers.connected(id, format!("10.0.0.{}:1", id.0), BTreeMap::new(), id.0, began);
+                let server = servers.get_mut(id).unwrap();
+                server.listed = true;
+                server.listed_before = true;
+                directory.holds(id, CHUNK, ChunkVersion(5), began);
+            }
+            let record = Record { version: ChunkVersion(5), goal: 2, deleted: false };
+            World { servers, directory, record, settled: true, began }
+        }
+
+        fn view(&self, after: Duration) -> View<'_> {
+            View {
+                servers: &self.servers,
+                term: 7,
+                began: self.began,
+                now: self.began + after,
+                settled: self.settled,
+                write_patience: Duration::from_secs(3),
+            }
+        }
+
+        fn read(&self) -> Location {
+            locate(&self.view(Duration::from_secs(1)), &self.record, self.directory.entry(CHUNK))
+        }
+
+        fn write(&self, after: u64) -> Write {
+            let view = self.view(Duration::from_secs(after));
+            locate_to_write(&view, &self.record, self.directory.entry(CHUNK))
+        }
+    }
+
+    fn at(version: u64, servers: &[ChunkServerId]) -> Location {
+        let servers = servers.iter().map(|&id| (id, format!("10.0.0.{}:1", id.0))).collect();
+        Location::At { version: ChunkVersion(version), servers }
+    }
+
+    #[test]
+    fn all_holders_alive_may_be_written() {
+        let world = World::new();
+        assert_eq!(world.read(), at(5, &[A, B]));
+        assert_eq!(world.write(1), Write::There(at(5, &[A, B])));
+    }
+
+    #[test]
+    fn with_a_holder_dead_readers_get_a_location_that_no_writer_can_use() {
+        let mut world = World::new();
+        world.servers.disconnected(B, B.0, world.began);
+        assert_eq!(world.read(), at(0, &[A]));
+        assert_eq!(world.write(1), Write::Raise);
+    }
+
+    #[test]
+    fn a_dead_holder_of_a_newer_version_keeps_writers_from_the_committed_one() {
+        let mut world = World::new();
+        world.directory.holds(B, CHUNK, ChunkVersion(6), world.began);
+        world.servers.disconnected(B, B.0, world.began);
+        assert_eq!(world.write(1), Write::Raise);
+    }
+
+    #[test]
+    fn a_new_leader_gives_servers_time_before_a_writer_goes_on_without_them() {
+        let mut world = World::new();
+        world.settled = false;
+        world.servers.know(ChunkServerId(3), "10.0.0.3:1".into(), BTreeMap::new(), world.began);
+        assert_eq!(world.read(), at(0, &[A, B]));
+        assert_eq!(world.write(1), Write::There(Location::Wait));
+        assert_eq!(world.write(4), Write::Raise);
+    }
+
+    #[test]
+    fn nothing_is_lost_before_servers_had_their_time() {
+        let mut world = World::new();
+        world.directory.remove(A, CHUNK);
+        world.directory.remove(B, CHUNK);
+        assert_eq!(world.read(), Location::Absent { may_return: false });
+        world.settled = false;
+        assert_eq!(world.read(), Location::Wait);
+        world.settled = true;
+        world.servers.know(ChunkServerId(3), "10.0.0.3:1".into(), BTreeMap::new(), world.began);
+        assert_eq!(world.read(), Location::Absent { may_return: true });
+    }
+
+    #[test]
+    fn a_suspect_replica_is_read_only_where_there_is_no_other() {
+        let mut world = World::new();
+        assert!(world.directory.suspect(A, CHUNK, world.began));
+        assert_eq!(world.read(), at(5, &[B]));
+        assert!(world.directory.suspect(B, CHUNK, world.began));
+        assert_eq!(world.read(), at(5, &[A, B]));
+    }
 }

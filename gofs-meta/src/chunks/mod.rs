@@ -12,8 +12,8 @@
 //! answers and late copies makes a replica current that lacks an acknowledged write.
 //!
 //! A repair is: raise the version on the good replicas, which stops the writers; copy at that
-//! version; commit it with the new replica among the holders. Meanwhile locations are withheld
-//! ([`Location::Wait`]); clients that read from an old location go on if the ChunkServer lets them.
+//! version; commit it with the new replica among the holders. Meanwhile writers wait ([`Location::Wait`])
+//! and readers get locations that are good for reading only.
 //!
 //! # Deciding and doing
 //!
@@ -45,7 +45,7 @@ pub use change::{Change, Step};
 pub use config::ChunkConfig;
 pub use directory::{Directory, Entry, Replica, Reported};
 pub use judge::{Health, Record, Verdict, judge};
-pub use locate::{Location, View, Write, locate, locate_to_write};
+pub use locate::{Location, READ_ONLY, View, Write, locate, locate_to_write};
 pub use repairs::{Copy, Repairs};
 pub use servers::{Disk, Server, ServerTable};
 pub use service::{Capacity, ChunkService, ChunkStatus, ReplicaStatus, ServerStatus};

@@ -145,8 +145,8 @@ impl ChunkService {
         service
     }
 
-    /// Replicas to read from. Says [`Location::Wait`] where it is not known yet or about to
-    /// change: answer RETRY, never "lost".
+    /// Replicas to read from, at version 0 ([`READ_ONLY`](super::READ_ONLY)) where they may not be
+    /// written to as they are. Says [`Location::Wait`] where nothing is known yet: answer RETRY, never "lost".
     pub fn replicas(&self, chunk: ChunkId) -> Location {
         let Some(record) = self.record(chunk) else { return Location::NoChunk };
         let location = {

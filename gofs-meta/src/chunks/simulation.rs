@@ -69,6 +69,7 @@ struct Cluster {
     servers: ServerTable,
     directory: Directory,
     repairs: Repairs,
+    changing: Option<ChunkId>,
     next_link: u64,
     raises: u64,
     copies: u64,
@@ -100,6 +101,7 @@ impl Cluster {
             servers: ServerTable::default(),
             directory: Directory::default(),
             repairs: Repairs::default(),
+            changing: None,
             next_link: 1,
             raises: 0,
             copies: 0,
@@ -228,7 +230,23 @@ impl Cluster {
         }
     }
 
+    /// One change of a chunk at a time, as the service sees to it.
     fn run_change(
+        &mut self,
+        chunk: ChunkId,
+        without: &[ChunkServerId],
+        target: Option<ChunkServerId>,
+    ) -> bool {
+        if self.changing.is_some() {
+            return false;
+        }
+        self.changing = Some(chunk);
+        let done = self.carry_through(chunk, without, target);
+        self.changing = None;
+        done
+    }
+
+    fn carry_through(
         &mut self,
         chunk: ChunkId,
         without: &[ChunkServerId],
