@@ -1,18 +1,32 @@
 //! A mounted namespace: the door of this crate.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use gofs_tree::{Ino, ROOT_INO};
+use gofs_proto::session::failure::Code;
+use gofs_proto::session::{Failure, Goodbye};
+use gofs_tree::{ChunkSize, FileType, Ino, LeaseMode, SessionId};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 
-use crate::{ClientConfig, KernelCache, MountError};
+use crate::clock::BootTime;
+use crate::config::{ClientConfig, Wait};
+use crate::core::{Core, Identity, Meta, Place, hello_of, usable_validity};
+use crate::data::{DataConfig, FileData};
+use crate::error::MountError;
+use crate::kernel::KernelCache;
+use crate::lease::LeaseTable;
+use crate::session::{self, Addresses, Connection, Generation, Session};
 
 /// A mount. Operations are in `ops/`, one a file.
 ///
 /// Every operation that the cache can answer completes at its first poll. What needs a server
-/// has sent its request when the first poll returns.
+/// has sent its request when the first poll returns. Futures are to be polled inside of the tokio runtime that the mount
+/// was made in (its `Handle` entered), from any thread, and to their end: what an operation has begun is not undone
+/// by dropping it.
 pub struct Client {
-    root: Ino,
+    pub(crate) core: Arc<Core>,
 }
 
 /// What a mount does and waits for, for people.
@@ -22,16 +36,20 @@ pub struct ClientStats {
     pub server: String,
     /// Session number, 0 while there is none.
     pub session: u64,
+    /// What is left of the session before nothing may be answered from the cache.
+    pub validity: Duration,
     /// Inodes under a lease.
     pub leases: usize,
     /// Bytes of names and attributes cached.
     pub cache_bytes: u64,
     /// Written bytes that no server has yet.
     pub dirty_bytes: u64,
-    /// Open files.
+    /// Open files and directories.
     pub opens: usize,
-    /// Files of which written bytes were lost (fenced session, or storage that failed) since the mount.
+    /// Files of which written bytes were lost with their lease or session since the mount.
     pub lost_files: u64,
+    /// Bytes that could not be written, since the mount.
+    pub lost_bytes: u64,
     /// What is being waited for: what, at which server, since when. Oldest first.
     pub waiting: Vec<Waiting>,
 }
@@ -39,7 +57,7 @@ pub struct ClientStats {
 /// One wait.
 #[derive(Clone, Debug)]
 pub struct Waiting {
-    /// The request or transfer.
+    /// The kind of request, or `lease`.
     pub what: String,
     /// The server asked; empty while none is connected.
     pub server: String,
@@ -47,41 +65,191 @@ pub struct Waiting {
     pub since: Duration,
 }
 
+/// How an unmount ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unmounted {
+    /// Files with changes that no server took.
+    pub lost_files: u64,
+    /// Written bytes of these.
+    pub lost_bytes: u64,
+    /// Whether the server knows that the session is over; else it finds out by itself.
+    pub said_goodbye: bool,
+}
+
+/// Part of the time for an unmount that is kept for saying goodbye.
+const GOODBYE_PART: u32 = 10;
+
 impl Client {
-    /// Opens a session with the cluster's leader.
+    /// Opens a session with the cluster's leader, within `config.mount_timeout`.
     pub async fn mount(
         config: ClientConfig,
         kernel: Arc<dyn KernelCache>,
     ) -> Result<Arc<Client>, MountError> {
-        let _ = kernel;
         if config.metas.is_empty() {
             return Err(MountError::NoAddress);
         }
-        Ok(Arc::new(Client { root: ROOT_INO }))
+        let mut addresses = Addresses::new(config.metas.clone());
+        let hello = hello_of(&config);
+        let greeted =
+            session::find_leader(&mut addresses, &hello, config.connect_timeout, config.mount_timeout)
+                .await
+                .map_err(|error| match error {
+                    Ok(failure) => refused(&config, &failure),
+                    Err(tried) => MountError::Unreachable { waited_s: config.mount_timeout.as_secs(), tried },
+                })?;
+        let welcome = &greeted.welcome;
+        let chunk_size = ChunkSize::new(welcome.chunk_size).ok_or_else(|| MountError::Refused {
+            server: greeted.address.clone(),
+            text: format!("its chunk size of {} bytes cannot be", welcome.chunk_size),
+        })?;
+        let identity = Identity {
+            session: SessionId(welcome.session),
+            generation: Generation(1),
+            token: welcome.token.clone(),
+            validity: usable_validity(welcome),
+        };
+        let connection = Connection {
+            link: greeted.link.clone(),
+            address: greeted.address.clone(),
+            generation: identity.generation,
+        };
+        let place = Place::of(welcome);
+        let runtime = tokio::runtime::Handle::current();
+        let until = greeted.sent.after(identity.validity);
+        let inline_max = welcome.inline_max;
+        let core = Arc::new_cyclic(|core| {
+            let identity = Arc::new(Mutex::new(identity));
+            let writer = identity.clone();
+            let data = DataConfig {
+                dirty_bytes: config.dirty_bytes,
+                dirty_age: config.dirty_age,
+                cache_bytes: config.read_cache_bytes,
+                readahead_bytes: config.readahead_bytes,
+                soft_timeout: match config.wait {
+                    Wait::Hard => None,
+                    Wait::Soft(time) => Some(time),
+                },
+                ..DataConfig::new(
+                    place.namespace,
+                    Arc::new(move || writer.lock().session),
+                    place.cluster.clone(),
+                    chunk_size,
+                    inline_max,
+                )
+            };
+            let mut table = LeaseTable::default();
+            table.renew(until);
+            Core {
+                kernel,
+                table: Mutex::new(table),
+                changed: Notify::new(),
+                session: Arc::new(Session::new(connection, config.wait, runtime.clone())),
+                data: FileData::new(data, Arc::new(Meta(core.clone()))),
+                locks: Mutex::default(),
+                identity,
+                place,
+                runtime,
+                evicting: Default::default(),
+                lost_files: Default::default(),
+                lock_waits: Default::default(),
+                config,
+            }
+        });
+        greeted.door.core.get_or_init(|| Arc::downgrade(&core));
+        tokio::spawn(session::supervise(Arc::downgrade(&core), addresses, greeted.link, greeted.door));
+        let client = Client { core };
+        client.check_root(&greeted.address).await?;
+        Ok(Arc::new(client))
+    }
+
+    async fn check_root(&self, server: &str) -> Result<(), MountError> {
+        let refused = |text| MountError::Refused { server: server.to_owned(), text };
+        let fetched = self.core.fetch(self.root(), LeaseMode::Read);
+        let root = tokio::time::timeout(self.core.config.mount_timeout, fetched)
+            .await
+            .map_err(|_| refused("no answer about the mounted directory".to_owned()))?
+            .map_err(|error| refused(format!("the mounted directory cannot be read: {error}")))?;
+        if root.value.file_type != FileType::Directory {
+            return Err(refused("what is to be mounted is not a directory".to_owned()));
+        }
+        if let Ok(space) = self.core.statfs().await {
+            self.core.data.set_space_left(space.free_bytes);
+        }
+        Ok(())
     }
 
     /// The mounted directory.
     pub fn root(&self) -> Ino {
-        self.root
+        self.core.place.root
     }
 
-    /// Sends everything that waits and ends the session, within `timeout`; says what was lost.
+    /// Sends everything unwritten and ends the session, within `timeout` also when no server answers; says what was
+    /// lost. No operation is answered afterwards.
     pub async fn unmount(&self, timeout: Duration) -> Unmounted {
-        let _ = timeout;
-        Unmounted::default()
+        let core = &self.core;
+        let started = Instant::now();
+        let flush = tokio::time::timeout(timeout - timeout / GOODBYE_PART, core.data.flush_all(true)).await;
+        match flush {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "unmount: something could not be written"),
+            Err(_) => tracing::error!(?timeout, "unmount: servers did not take everything in time"),
+        }
+        let left = core.data.dirty();
+        let rest = timeout.saturating_sub(started.elapsed());
+        let goodbye = tokio::time::timeout(rest, core.session.call_long(Goodbye {}, |_| Ok(()))).await;
+        core.session.stop();
+        core.table.lock().expire();
+        core.changed.notify_waiters();
+        Unmounted {
+            lost_files: left.files,
+            lost_bytes: left.bytes,
+            said_goodbye: matches!(goodbye, Ok(Ok(()))),
+        }
     }
 
     /// What goes on.
     pub fn stats(&self) -> ClientStats {
-        ClientStats::default()
+        let core = &self.core;
+        let server = core.session_address();
+        let dirty = core.data.dirty();
+        let session = core.identity.lock().session.0;
+        let (validity, (leases, cache_bytes), opens) = {
+            let table = core.table.lock();
+            (table.validity(BootTime::now()), table.size(), table.opens())
+        };
+        let waits = core.session.waits.list().into_iter();
+        ClientStats {
+            session,
+            validity,
+            leases,
+            cache_bytes,
+            dirty_bytes: dirty.bytes,
+            opens,
+            lost_files: core.lost_files.load(Ordering::Relaxed),
+            lost_bytes: dirty.lost_bytes,
+            waiting: waits
+                .map(|wait| Waiting {
+                    what: wait.what.to_owned(),
+                    server: server.clone(),
+                    since: wait.since.elapsed(),
+                })
+                .collect(),
+            server,
+        }
     }
 }
 
-/// How an unmount ended.
-#[derive(Clone, Debug, Default)]
-pub struct Unmounted {
-    /// Files with written bytes that no server took.
-    pub lost_files: Vec<Ino>,
-    /// Whether the server knows that the session is over; else it finds out by itself.
-    pub said_goodbye: bool,
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.core.session.stop();
+    }
+}
+
+fn refused(config: &ClientConfig, failure: &Failure) -> MountError {
+    let (server, text) = (config.metas.join(","), failure.text.clone());
+    match failure.code() {
+        Code::NoNamespace => MountError::NoNamespace { server, text },
+        Code::BadVersion => MountError::Version { server, text },
+        _ => MountError::Refused { server, text },
+    }
 }

@@ -6,13 +6,17 @@
 
 mod cached;
 mod client;
+mod clock;
 mod config;
+mod core;
 pub mod data;
 mod error;
 mod handle;
 mod kernel;
 mod lease;
+mod locks;
 mod ops;
+mod session;
 
 pub use cached::Cached;
 pub use client::{Client, ClientStats, Unmounted, Waiting};

@@ -176,8 +176,8 @@ impl Mounted {
             blocking(move || attachment.detach()).await;
         }
         let result = client.unmount(UNMOUNT_LIMIT).await;
-        if !result.lost_files.is_empty() {
-            error!(files = result.lost_files.len(), "written bytes could not be stored and are lost");
+        if result.lost_files > 0 {
+            error!(files = result.lost_files, bytes = result.lost_bytes, "written bytes could not be stored and are lost");
         }
         if !result.said_goodbye {
             warn!(

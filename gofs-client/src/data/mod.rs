@@ -155,6 +155,13 @@ impl FileData {
         lost > 0
     }
 
+    /// The file is removed and nobody has it open: what was not flushed need not be.
+    pub fn forget(&self, ino: Ino) {
+        if let Some((_, file)) = self.files.remove(&ino) {
+            self.totals.change(&file, FileState::discard);
+        }
+    }
+
     /// `discard` of every file; the number of files that lost something.
     pub fn discard_all(&self) -> u64 {
         let all: Vec<Ino> = self.files.iter().map(|file| *file.key()).collect();

@@ -1,5 +1,23 @@
 //! The leases of this mount and what is cached under them.
+//!
+//! [`LeaseTable`] decides, sync and with the time given; the client around it sends, waits and asks the
+//! kernel to forget. What is in the table is true as long as the lease is held, no recall has begun
+//! and the session is valid: only then is anything answered from it. Replies of the
+//! server change it in the order in which they were sent.
 
+mod entry;
+mod evict;
+mod names;
+mod opens;
+mod recall;
+mod table;
 mod uses;
 
+pub use names::Listing;
+pub use opens::{Closing, Holding, Opening};
+pub use recall::{ReadEnd, ReadStart, Recalled, Taken};
+pub use table::{LeaseTable, NameAnswer, Permit};
 pub use uses::{UseGuard, Uses};
+
+#[cfg(test)]
+mod tests;

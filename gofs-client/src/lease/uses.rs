@@ -19,12 +19,17 @@ impl Uses {
         UseGuard([Some(self.clone()), None])
     }
 
+    /// Whether none is in flight.
+    pub fn is_drained(&self) -> bool {
+        self.count.load(Ordering::Acquire) == 0
+    }
+
     /// Waits until none is in flight.
     pub async fn drained(&self) {
         loop {
             let mut drained = std::pin::pin!(self.drained.notified());
             drained.as_mut().enable();
-            if self.count.load(Ordering::Acquire) == 0 {
+            if self.is_drained() {
                 return;
             }
             drained.await;

@@ -1,0 +1,79 @@
+//! Making room in the cache.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use gofs_proto::session::Release;
+use gofs_tree::Ino;
+
+use super::Core;
+use super::recall::drain;
+
+impl Core {
+    /// Gives leases back until the cache is within its budget; one at a time does.
+    pub fn begin_eviction(self: &Arc<Self>) {
+        if !self.evicting.swap(true, Ordering::AcqRel) {
+            let core = self.clone();
+            self.runtime.spawn(async move {
+                core.evict().await;
+                core.evicting.store(false, Ordering::Release);
+            });
+        }
+    }
+
+    async fn evict(self: &Arc<Self>) {
+        let is_dirty = |ino| self.data.overlay(ino).is_some();
+        let victims = self.table.lock().evict(self.config.cache_bytes, is_dirty);
+        if victims.is_empty() {
+            return;
+        }
+        for victim in &victims {
+            drain(&victim.uses).await;
+        }
+        let inos: Vec<Ino> = victims.iter().map(|victim| victim.ino).collect();
+        {
+            // A victim that is read meanwhile just stays; so no read has to wait for the whole batch.
+            let mut table = self.table.lock();
+            for ino in &inos {
+                table.begin_invalidation(*ino, true);
+            }
+        }
+        self.changed.notify_waiters();
+        let names = victims.iter().any(|victim| victim.is_directory);
+        let (kernel, forgotten) = (self.kernel.clone(), inos.clone());
+        self.in_kernel(move || {
+            forgotten.iter().for_each(|ino| kernel.invalidate_inode(*ino));
+            if names {
+                kernel.invalidate_entries();
+            }
+        })
+        .await;
+        let released: Vec<Ino> = {
+            let mut table = self.table.lock();
+            let gone = |ino: &Ino| table.end_eviction(*ino, is_dirty);
+            let released: Vec<Ino> = inos.iter().copied().filter(gone).collect();
+            for ino in &released {
+                self.data.drop_clean(*ino);
+            }
+            released
+        };
+        self.changed.notify_waiters();
+        if released.is_empty() {
+            return;
+        }
+        let core = self.clone();
+        let request = Release { inos: released.iter().map(|ino| ino.0).collect() };
+        let answered = released.clone();
+        let result = self
+            .session
+            .call_long(request, move |_| {
+                core.table.lock().released(&answered);
+                Ok(())
+            })
+            .await;
+        if let Err(error) = result {
+            tracing::warn!(%error, "leases could not be given back");
+            self.table.lock().released(&released);
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! A session ends or goes on: what stays, what is lost.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use gofs_tree::{Ino, LeaseMode, SessionId};
+
+use super::{Core, Place, usable_validity};
+use crate::session::{Connection, Generation, Greeted};
+
+/// Threads that make the kernel forget everything: one that writes a dirty page back must not keep the rest waiting.
+const FORGET_THREADS: usize = 4;
+
+impl Core {
+    /// A server has taken the session. `None` where it is not the one that was mounted.
+    pub fn welcomed(self: &Arc<Self>, greeted: Greeted) -> Option<Connection> {
+        let Greeted { link, welcome, sent, address, .. } = greeted;
+        let place = Place::of(&welcome);
+        if place != self.place {
+            tracing::error!(server = address, "it serves another cluster or namespace than was mounted");
+            link.close();
+            return None;
+        }
+        let session = SessionId(welcome.session);
+        let generation = {
+            let mut identity = self.identity.lock();
+            if identity.session != session {
+                identity.session = session;
+                identity.token = welcome.token.clone();
+                tracing::info!(session = session.0, "new session");
+            }
+            identity.validity = usable_validity(&welcome);
+            identity.generation
+        };
+        let refused: Vec<Ino> = welcome.refused_leases.iter().copied().map(Ino).collect();
+        {
+            let mut table = self.table.lock();
+            let told = table.registered_opens();
+            table.opens_registered(&told);
+            for ino in &refused {
+                table.lose(*ino);
+                self.lose_data(*ino);
+            }
+            table.renew(sent.after(self.validity()));
+        }
+        self.changed.notify_waiters();
+        if !refused.is_empty() {
+            tracing::warn!(leases = refused.len(), "leases were not given again");
+            self.make_kernel_forget_all(refused);
+        }
+        self.cover_opens();
+        Some(Connection { link, address, generation })
+    }
+
+    fn lose_data(&self, ino: Ino) {
+        if self.data.discard(ino) {
+            self.lost_files.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The servers have ended the session: everything cached is void, what was not written is lost.
+    pub fn fenced(self: &Arc<Self>) {
+        let known = {
+            let mut table = self.table.lock();
+            let known = table.known();
+            table.lose_all();
+            known
+        };
+        let lost = self.data.discard_all();
+        self.lost_files.fetch_add(lost, Ordering::Relaxed);
+        let locks = self.locks.lock().clear();
+        {
+            let mut identity = self.identity.lock();
+            identity.session = SessionId(0);
+            identity.token = Default::default();
+            identity.generation = Generation(identity.generation.0 + 1);
+        }
+        tracing::error!(
+            lost_files = lost,
+            lost_locks = locks,
+            "the session was ended by the servers (no sign of life in time): unwritten changes and locks are lost"
+        );
+        self.changed.notify_waiters();
+        self.make_kernel_forget_all(known);
+    }
+
+    /// Not waited for: the kernel writes dirty pages back, which needs the next session.
+    fn make_kernel_forget_all(self: &Arc<Self>, inos: Vec<Ino>) {
+        let kernel = self.kernel.clone();
+        self.runtime.spawn_blocking(move || kernel.invalidate_entries());
+        for part in inos.chunks(inos.len().div_ceil(FORGET_THREADS).max(1)) {
+            let (kernel, part) = (self.kernel.clone(), part.to_vec());
+            self.runtime.spawn_blocking(move || part.iter().for_each(|ino| kernel.invalidate_inode(*ino)));
+        }
+    }
+
+    /// A lease for each open inode that has none, so that its last name can go without the bytes.
+    fn cover_opens(self: &Arc<Self>) {
+        let bare: Vec<Ino> = {
+            let table = self.table.lock();
+            table.open_inodes().into_iter().filter(|ino| table.mode(*ino).is_none()).collect()
+        };
+        if bare.is_empty() {
+            return;
+        }
+        let core = self.clone();
+        self.runtime.spawn(async move {
+            for ino in bare {
+                if let Err(error) = core.fetch(ino, LeaseMode::Read).await {
+                    tracing::warn!(%ino, %error, "an open file is not there any more");
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,112 @@
+//! What the contents of files ask of the MetaServer.
+
+use std::sync::{Arc, Weak};
+
+use gofs_proto::session;
+use gofs_tree::{Attr, ChunkId, ChunkIndex, ChunkServerId, ChunkVersion, Edit, FsError, Ino};
+
+use super::Core;
+use super::learn::EditHints;
+use crate::data::{BoxFuture, ChunkLocation, FileMeta, Replica};
+
+/// Asks through the mount's session, as long as there is a mount.
+pub struct Meta(pub Weak<Core>);
+
+impl Meta {
+    fn core(&self) -> Result<Arc<Core>, FsError> {
+        self.0.upgrade().ok_or(FsError::Io)
+    }
+}
+
+fn location(wire: session::ChunkLocation) -> ChunkLocation {
+    let replicas = wire.replicas.into_iter();
+    ChunkLocation {
+        index: ChunkIndex(wire.index),
+        chunk: ChunkId(wire.chunk),
+        version: ChunkVersion(wire.version),
+        blocks_4k: wire.blocks_4k,
+        replicas: replicas
+            .map(|replica| Replica { server: ChunkServerId(replica.server), address: replica.address })
+            .collect(),
+    }
+}
+
+impl FileMeta for Meta {
+    fn chunk_map(
+        &self,
+        ino: Ino,
+        first: ChunkIndex,
+        count: u32,
+    ) -> BoxFuture<'_, Result<Vec<ChunkLocation>, FsError>> {
+        Box::pin(async move {
+            let request = session::ChunkMap { ino: ino.0, first: first.0, count };
+            let map = |reply: session::ChunkMapReply| Ok(reply.chunks.into_iter().map(location).collect());
+            self.core()?.session.call(request, map).await
+        })
+    }
+
+    fn allocate(
+        &self,
+        ino: Ino,
+        indexes: Vec<ChunkIndex>,
+    ) -> BoxFuture<'_, Result<Vec<ChunkLocation>, FsError>> {
+        Box::pin(async move {
+            let core = self.core()?;
+            core.table.lock().may_commit(ino)?;
+            let indexes = indexes.into_iter().map(|index| index.0).collect();
+            let request = session::Allocate { ino: ino.0, indexes };
+            let map = |reply: session::AllocateReply| Ok(reply.chunks.into_iter().map(location).collect());
+            core.session.call(request, map).await
+        })
+    }
+
+    fn replica_failed(
+        &self,
+        ino: Ino,
+        index: ChunkIndex,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        servers: Vec<ChunkServerId>,
+    ) -> BoxFuture<'_, Result<ChunkLocation, FsError>> {
+        Box::pin(async move {
+            let core = self.core()?;
+            core.table.lock().may_commit(ino)?;
+            let request = session::ReplicaFailed {
+                ino: ino.0,
+                index: index.0,
+                chunk: chunk.0,
+                version: version.0,
+                servers: servers.into_iter().map(|server| server.0).collect(),
+            };
+            core.session
+                .call(request, |reply: session::ReplicaFailedReply| {
+                    reply.chunk.map(location).ok_or(FsError::Io)
+                })
+                .await
+        })
+    }
+
+    fn bad_replica(&self, chunk: ChunkId, server: ChunkServerId, corrupt: bool) {
+        let Ok(core) = self.core() else { return };
+        let request = session::BadReplica { chunk: chunk.0, server: server.0, corrupt };
+        let runtime = core.runtime.clone();
+        runtime.spawn(async move {
+            if let Err(error) = core.session.call(request, |_| Ok(())).await {
+                tracing::warn!(%chunk, %server, %error, "a bad replica could not be reported");
+            }
+        });
+    }
+
+    fn commit(&self, ino: Ino, edit: Edit) -> BoxFuture<'_, Result<Attr, FsError>> {
+        Box::pin(async move {
+            let core = self.core()?;
+            core.table.lock().may_commit(ino)?;
+            let changed = core
+                .edit_at(edit, EditHints::default(), move |_, _, _, nodes| {
+                    Core::node_of(nodes, ino).map(|node| node.attr.clone())
+                })
+                .await?;
+            changed.ok_or(FsError::Io)
+        })
+    }
+}

@@ -1,0 +1,202 @@
+//! What the operations share: session, lease table, file contents, the kernel.
+//!
+//! The table is locked for moments only, never across an await. Replies are taken in on the link's
+//! task; an acknowledgement of a recall is queued while the table is locked, so that nothing this session says
+//! later about the inode can overtake it.
+
+mod evict;
+mod fence;
+mod file_meta;
+pub mod learn;
+pub mod lease;
+mod recall;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
+
+use bytes::Bytes;
+use gofs_proto::session::{Hello, Lock, Welcome};
+use gofs_proto::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
+use gofs_tree::{FsError, Ino, NamespaceId, SessionId};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::clock::BootTime;
+use crate::config::{ClientConfig, Wait};
+use crate::data::FileData;
+use crate::kernel::KernelCache;
+use crate::lease::LeaseTable;
+use crate::locks::HeldLocks;
+use crate::session::{Generation, Session};
+
+pub use file_meta::Meta;
+pub use lease::Hold;
+
+/// Part of the session's validity that is not used, for clocks that run apart.
+const MARGIN_PART: u32 = 20;
+
+/// Who this mount is to the servers.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The session.
+    pub session: SessionId,
+    /// Its count.
+    pub generation: Generation,
+    /// Proof that the session is ours.
+    pub token: Bytes,
+    /// From the send time of a renewal.
+    pub validity: Duration,
+}
+
+/// What a Welcome says that never changes for a mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The cluster.
+    pub cluster: Bytes,
+    /// The namespace.
+    pub namespace: NamespaceId,
+    /// The mounted directory.
+    pub root: Ino,
+}
+
+impl Place {
+    /// Of this Welcome.
+    pub fn of(welcome: &Welcome) -> Self {
+        Place {
+            cluster: welcome.cluster.clone(),
+            namespace: NamespaceId(welcome.namespace_id),
+            root: Ino(welcome.root),
+        }
+    }
+}
+
+/// See the module.
+pub struct Core {
+    pub config: ClientConfig,
+    pub kernel: Arc<dyn KernelCache>,
+    pub table: Mutex<LeaseTable>,
+    /// Something in the table has changed that somebody may wait for.
+    pub changed: Notify,
+    pub session: Arc<Session>,
+    pub data: Arc<FileData>,
+    pub locks: Mutex<HeldLocks>,
+    pub identity: Arc<Mutex<Identity>>,
+    pub place: Place,
+    pub runtime: tokio::runtime::Handle,
+    pub evicting: AtomicBool,
+    pub lost_files: AtomicU64,
+    pub lock_waits: AtomicU64,
+}
+
+/// The part of a Hello that names the mount.
+pub fn hello_of(config: &ClientConfig) -> Hello {
+    Hello {
+        version: PROTOCOL_VERSION,
+        oldest_version: OLDEST_PROTOCOL_VERSION,
+        namespace: config.namespace.clone(),
+        subdir: config.subdir.clone().into(),
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        mount_point: config.mount_point.clone(),
+        pid: std::process::id(),
+        ..Hello::default()
+    }
+}
+
+/// How long a session is to be used after its last renewal was sent.
+pub fn usable_validity(welcome: &Welcome) -> Duration {
+    let validity = Duration::from_millis(u64::from(welcome.validity_ms));
+    validity - validity / MARGIN_PART
+}
+
+impl Core {
+    /// How long the session lasts from a renewal.
+    pub fn validity(&self) -> Duration {
+        self.identity.lock().validity
+    }
+
+    /// The server in use.
+    pub fn session_address(&self) -> String {
+        self.session.current().map(|connection| connection.address).unwrap_or_default()
+    }
+
+    /// A greeting that goes on with the session and claims back all that it holds.
+    pub fn hello(&self) -> Hello {
+        let identity = self.identity.lock().clone();
+        let table = self.table.lock();
+        Hello {
+            session: identity.session.0,
+            token: identity.token,
+            leases: table.held().into_iter().map(Into::into).collect(),
+            opens: table.registered_opens().into_iter().map(|ino| ino.0).collect(),
+            locks: self
+                .locks
+                .lock()
+                .all()
+                .map(|(ino, lock)| Lock {
+                    ino: ino.0,
+                    owner: lock.owner,
+                    start: lock.start,
+                    end: lock.end,
+                    exclusive: lock.exclusive,
+                    pid: lock.pid,
+                })
+                .collect(),
+            ..hello_of(&self.config)
+        }
+    }
+
+    /// A keep-alive that was sent at that time was answered.
+    pub fn renewed(self: &Arc<Self>, sent: BootTime) {
+        let until = sent.after(self.validity());
+        self.table.lock().renew(until);
+        self.changed.notify_waiters();
+        // What is left tells the write-back cache when a write must be refused at once.
+        let core = self.clone();
+        self.runtime.spawn(async move {
+            if let Ok(space) = core.statfs().await {
+                core.data.set_space_left(space.free_bytes);
+            }
+        });
+    }
+
+    /// Looks into the table until `check` finds what it looks for; at once where it does.
+    pub async fn wait_for<T>(
+        &self,
+        mut check: impl FnMut(&mut LeaseTable) -> Option<T>,
+    ) -> Result<T, FsError> {
+        if let Some(found) = check(&mut self.table.lock()) {
+            return Ok(found);
+        }
+        let waiting = async {
+            let _waiting = self.session.waits.begin("lease");
+            loop {
+                let mut changed = std::pin::pin!(self.changed.notified());
+                changed.as_mut().enable();
+                if self.session.is_stopped() {
+                    return Err(FsError::Io);
+                }
+                if let Some(found) = check(&mut self.table.lock()) {
+                    return Ok(found);
+                }
+                changed.await;
+            }
+        };
+        match self.config.wait {
+            Wait::Hard => waiting.await,
+            Wait::Soft(time) => {
+                let bounded = {
+                    let _inside = self.runtime.enter();
+                    tokio::time::timeout(time, waiting)
+                };
+                bounded.await.unwrap_or(Err(FsError::Io))
+            }
+        }
+    }
+
+    /// Sleeps also where the caller polls from a thread outside of the runtime.
+    pub fn pause(&self, time: Duration) -> tokio::time::Sleep {
+        let _inside = self.runtime.enter();
+        tokio::time::sleep(time)
+    }
+}

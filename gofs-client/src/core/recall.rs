@@ -1,0 +1,188 @@
+//! Serving the server's recalls: replies in flight, then the kernel's copies, then what is unwritten, then the
+//! acknowledgement. Nothing here is waited for that could wait for this recall.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use gofs_proto::Link;
+use gofs_proto::convert;
+use gofs_proto::session::failure::Code;
+use gofs_proto::session::{Failure, Recall, RecallReply};
+use gofs_tree::{Ino, LeaseEpoch, LeaseMode, Name};
+
+use super::Core;
+use crate::lease::{Recalled, Taken, Uses};
+
+/// How long the kernel may take to forget before reads, of which one may hold a page that it waits for, pass.
+const READS_WAIT: Duration = Duration::from_millis(5);
+
+/// A recall as it was asked for.
+struct Request {
+    link: Arc<Link>,
+    id: u64,
+    ino: Ino,
+    epoch: LeaseEpoch,
+    keep: Option<LeaseMode>,
+    names: Vec<Name>,
+}
+
+impl Request {
+    fn acknowledge(&self, open: bool) {
+        self.link.reply::<Recall>(self.id, &RecallReply { open }, Vec::new());
+    }
+}
+
+impl Core {
+    /// Called on the link's task, in order with the grants before: nothing that comes after is answered from
+    /// what is recalled.
+    pub fn on_recall(self: &Arc<Self>, link: &Arc<Link>, id: u64, recall: &Recall) {
+        let names: Result<Vec<Name>, _> = recall.names.iter().map(|name| convert::name(name)).collect();
+        let (keep, names) = match (convert::lease_mode(recall.keep), names) {
+            (Ok(keep), Ok(names)) => (keep, names),
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::error!(ino = recall.ino, %error, "recall makes no sense");
+                return link.refuse(id, &Failure::new(Code::BadRequest, error.to_string()));
+            }
+        };
+        let (ino, epoch) = (Ino(recall.ino), LeaseEpoch(recall.epoch));
+        let request = Request { link: link.clone(), id, ino, epoch, keep, names };
+        if let Some(recalled) = self.begin_recall(&request) {
+            let core = self.clone();
+            self.runtime.spawn(async move { core.serve_recall(request, recalled).await });
+        }
+    }
+
+    /// `None` where it is acknowledged already.
+    fn begin_recall(&self, request: &Request) -> Option<Recalled> {
+        let mut table = self.table.lock();
+        match table.recall(request.ino, request.epoch, request.keep, &request.names) {
+            Recalled::Acknowledge { open } => {
+                // With the table locked: a Closed that says otherwise must come after.
+                request.acknowledge(open);
+                None
+            }
+            begun => Some(begun),
+        }
+    }
+
+    async fn serve_recall(self: Arc<Self>, request: Request, mut recalled: Recalled) {
+        loop {
+            match recalled {
+                Recalled::Acknowledge { .. } => return,
+                Recalled::Names(uses) => return self.give_back_names(&request, uses).await,
+                Recalled::Begun(taken) => return self.give_back(&request, taken).await,
+                Recalled::Busy => {
+                    let begun = self.wait_hard(|| match self.begin_recall(&request) {
+                        Some(Recalled::Busy) => None,
+                        other => Some(other),
+                    });
+                    match begun.await {
+                        Some(begun) => recalled = begun,
+                        None => return,
+                    }
+                }
+            }
+        }
+    }
+
+    /// As `wait_for` but for ever, and `check` locks by itself.
+    async fn wait_hard<T>(&self, mut check: impl FnMut() -> Option<T>) -> T {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if let Some(found) = check() {
+                return found;
+            }
+            changed.await;
+        }
+    }
+
+    async fn give_back_names(self: &Arc<Self>, request: &Request, uses: Vec<Arc<Uses>>) {
+        drain(&uses).await;
+        let (kernel, ino) = (self.kernel.clone(), request.ino);
+        self.in_kernel(move || {
+            kernel.invalidate_entries();
+            kernel.invalidate_inode(ino);
+        })
+        .await;
+        let table = self.table.lock();
+        request.acknowledge(table.is_open(ino));
+        drop(table);
+    }
+
+    async fn give_back(self: &Arc<Self>, request: &Request, taken: Taken) {
+        let ino = request.ino;
+        drain(&taken.uses).await;
+        self.make_kernel_forget(ino).await;
+        self.table.lock().begin_flush(ino);
+        if taken.mode == LeaseMode::Write {
+            self.flush_for_recall(ino).await;
+        } else {
+            self.wait_hard(|| (!self.table.lock().is_held(ino)).then_some(())).await;
+        }
+        let mut table = self.table.lock();
+        let open = table.end_recall(ino, request.keep);
+        if table.mode(ino).is_none() {
+            self.data.drop_clean(ino);
+        }
+        request.acknowledge(open);
+        drop(table);
+        self.changed.notify_waiters();
+    }
+
+    /// Until no operation holds the lease and nothing is unwritten. What cannot be written is lost, and told.
+    async fn flush_for_recall(self: &Arc<Self>, ino: Ino) {
+        // Writers in progress may wait for room that only a flush makes.
+        let held = self.wait_hard(|| (!self.table.lock().is_held(ino)).then_some(()));
+        let (first, ()) = tokio::join!(self.data.flush(ino, false), held);
+        let flushed = match first {
+            Ok(()) => self.data.flush(ino, false).await,
+            failed => failed,
+        };
+        if let Err(error) = flushed {
+            tracing::error!(%ino, %error, "written bytes could not be flushed for another mount and are lost");
+            if self.data.discard(ino) {
+                self.lost_files.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The kernel forgets attributes and pages; names too where the inode is a directory. Reads that are in the way
+    /// pass, and then the kernel forgets again.
+    async fn make_kernel_forget(self: &Arc<Self>, ino: Ino) {
+        loop {
+            self.table.lock().begin_invalidation(ino, false);
+            let kernel = self.kernel.clone();
+            let pass = self.in_kernel(move || kernel.invalidate_inode(ino));
+            tokio::pin!(pass);
+            if tokio::time::timeout(READS_WAIT, &mut pass).await.is_err() {
+                self.table.lock().let_reads_pass(ino);
+                self.changed.notify_waiters();
+                pass.await;
+            }
+            let slipped = self.table.lock().end_invalidation(ino);
+            match slipped {
+                Some(uses) => drain(&uses).await,
+                None => break,
+            }
+        }
+        if self.table.lock().has_names(ino) {
+            let kernel = self.kernel.clone();
+            self.in_kernel(move || kernel.invalidate_entries()).await;
+        }
+    }
+
+    /// Notifications can wait for requests in flight: never from the runtime's own threads.
+    pub(super) async fn in_kernel(&self, work: impl FnOnce() + Send + 'static) {
+        if self.runtime.spawn_blocking(work).await.is_err() {
+            tracing::error!("a notification of the kernel panicked");
+        }
+    }
+}
+
+/// Waits for replies in flight.
+pub(super) async fn drain(uses: &[Arc<Uses>]) {
+    for uses in uses {
+        uses.drained().await;
+    }
+}

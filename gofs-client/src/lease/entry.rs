@@ -1,0 +1,109 @@
+//! What is known of one inode.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use gofs_tree::{Attr, Ino, LeaseEpoch, LeaseMode, XattrName};
+
+use super::Uses;
+use super::names::Directory;
+use super::recall::Phase;
+
+/// Bytes that an inode's entry takes by itself, roughly: for the budget.
+const ENTRY_BYTES: u64 = 320;
+
+/// A lease that is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// What it allows.
+    pub mode: LeaseMode,
+    /// The grant's number.
+    pub epoch: LeaseEpoch,
+}
+
+/// One inode.
+#[derive(Debug, Default)]
+pub(super) struct Entry {
+    pub lease: Option<Lease>,
+    /// A recall, or an eviction, of the whole lease is on its way.
+    pub recall: Option<Phase>,
+    /// Replies in flight since the last recall began, and those of before that are still counted.
+    pub uses: Arc<Uses>,
+    pub draining: Vec<Arc<Uses>>,
+    /// Operations that need the lease until they end.
+    pub holds: u32,
+    pub opens: u32,
+    /// The server counts this session among those that have it open.
+    pub registered: bool,
+    /// Removals of a name of this inode that are not answered yet.
+    pub removing: u32,
+    /// It has no name any more.
+    pub removed: bool,
+    pub last_used: u64,
+    pub cached: Cached,
+    /// Of `cached`, as counted in the table's budget.
+    pub counted_bytes: u64,
+}
+
+/// What the lease lets be kept.
+#[derive(Debug, Default)]
+pub(super) struct Cached {
+    pub attr: Option<Attr>,
+    pub has_xattrs: bool,
+    pub target: Option<Bytes>,
+    pub xattrs: Option<BTreeMap<XattrName, Bytes>>,
+    pub directory: Option<Directory>,
+}
+
+impl Cached {
+    fn bytes(&self) -> u64 {
+        let target = self.target.as_ref().map_or(0, Bytes::len) as u64;
+        let xattrs =
+            self.xattrs.iter().flatten().map(|(name, value)| 64 + name.as_bytes().len() + value.len());
+        let names = self.directory.as_ref().map_or(0, Directory::bytes);
+        target + xattrs.sum::<usize>() as u64 + names
+    }
+}
+
+impl Entry {
+    /// Whether nothing depends on the entry any more.
+    pub fn is_idle(&self) -> bool {
+        self.lease.is_none()
+            && self.recall.is_none()
+            && self.holds == 0
+            && self.opens == 0
+            && self.removing == 0
+    }
+
+    pub fn bytes(&self) -> u64 {
+        ENTRY_BYTES + self.cached.bytes()
+    }
+
+    /// Everything cached goes; the lease stays what it is.
+    pub fn forget(&mut self) {
+        self.cached = Cached::default();
+    }
+
+    /// Splits off the replies in flight, so that later ones are counted apart: those to be waited for.
+    pub fn split_uses(&mut self) -> Vec<Arc<Uses>> {
+        self.draining.retain(|uses| !uses.is_drained());
+        let current = std::mem::take(&mut self.uses);
+        if !current.is_drained() {
+            self.draining.push(current);
+        }
+        self.draining.clone()
+    }
+
+    /// The directory's names, made where there are none yet. Only with a lease.
+    pub fn directory(&mut self) -> &mut Directory {
+        self.cached.directory.get_or_insert_default()
+    }
+
+    /// Whether the inode is the directory `child`'s parent as far as is known.
+    pub fn set_parent(&mut self, parent: Ino) {
+        if let Some(directory) = &mut self.cached.directory {
+            directory.parent = Some(parent);
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! Grants, and answers from what is cached under them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use bytes::Bytes;
+use gofs_proto::convert::{Grant, Node};
+use gofs_tree::{Attr, DirEntry, FileType, Ino, LeaseMode, Name, XattrName};
+
+use super::entry::{Entry, Lease};
+use super::names::{Directory, Known, Listing};
+use super::uses::UseGuard;
+use crate::clock::BootTime;
+
+/// How long the kernel may keep an answer, and what a recall has to wait for.
+#[derive(Debug, Default)]
+pub struct Permit {
+    /// What is left of the session; zero = use once.
+    pub ttl: Duration,
+    /// Of the leases that the answer used.
+    pub guard: UseGuard,
+}
+
+/// What the cache says of a name.
+#[derive(Debug)]
+pub enum NameAnswer {
+    /// It names an inode with these attributes.
+    Found(Attr, Permit),
+    /// It does not exist.
+    Absent(Permit),
+    /// Ask the server.
+    Unknown,
+}
+
+/// All leases of the mount.
+#[derive(Debug, Default)]
+pub struct LeaseTable {
+    pub(super) inodes: HashMap<Ino, Entry>,
+    pub(super) valid_until: BootTime,
+    /// Bytes of all entries.
+    pub(super) bytes: u64,
+    pub(super) leases: usize,
+    pub(super) open_count: usize,
+    /// Given back, but the server has not said that it knows: a grant that arrives now was
+    /// made before. With the number of messages that say so.
+    pub(super) releasing: HashMap<Ino, u32>,
+    tick: u64,
+}
+
+impl LeaseTable {
+    // ---- the session ----------------------------------------------------------------
+
+    /// The session was renewed: what is cached may be used until then. Never moves backwards.
+    pub fn renew(&mut self, until: BootTime) {
+        self.valid_until = self.valid_until.max(until);
+    }
+
+    /// The session is over or in doubt: nothing is answered until it is renewed.
+    pub fn expire(&mut self) {
+        self.valid_until = BootTime::default();
+    }
+
+    /// What is left of the session.
+    pub fn validity(&self, now: BootTime) -> Duration {
+        self.valid_until.since(now)
+    }
+
+    /// Whether the cache may be used.
+    pub fn is_valid(&self, now: BootTime) -> bool {
+        now < self.valid_until
+    }
+
+    /// Leases held, to be claimed back after a reconnection.
+    pub fn held(&self) -> Vec<Grant> {
+        let mut held: Vec<Grant> = self
+            .inodes
+            .iter()
+            .filter_map(|(ino, entry)| {
+                entry.lease.map(|Lease { mode, epoch }| Grant { ino: *ino, mode, epoch })
+            })
+            .collect();
+        held.sort_unstable_by_key(|grant| grant.ino);
+        held
+    }
+
+    /// Inodes known at all.
+    pub fn known(&self) -> Vec<Ino> {
+        self.inodes.keys().copied().collect()
+    }
+
+    /// The session is lost with all its leases. Opens stay; whoever waits for a recall is let go.
+    pub fn lose_all(&mut self) {
+        for entry in self.inodes.values_mut() {
+            entry.lease = None;
+            entry.registered = false;
+            entry.forget();
+        }
+        self.releasing.clear();
+        self.leases = 0;
+        self.expire();
+        self.inodes.retain(|_, entry| !entry.is_idle());
+        self.recount();
+    }
+
+    fn recount(&mut self) {
+        self.bytes = 0;
+        for entry in self.inodes.values_mut() {
+            entry.counted_bytes = entry.bytes();
+            self.bytes += entry.counted_bytes;
+        }
+    }
+
+    /// The lease on one inode is gone (refused at reclaim, or its inode was removed).
+    pub fn lose(&mut self, ino: Ino) {
+        let Some(entry) = self.inodes.get_mut(&ino) else { return };
+        if entry.lease.take().is_some() {
+            self.leases -= 1;
+        }
+        entry.forget();
+        self.settle(ino);
+    }
+
+    /// Leases held and bytes cached.
+    pub fn size(&self) -> (usize, u64) {
+        (self.leases, self.bytes)
+    }
+
+    /// Counts an entry anew after a change and removes it where nothing depends on it.
+    pub(super) fn settle(&mut self, ino: Ino) {
+        let Some(entry) = self.inodes.get_mut(&ino) else { return };
+        if entry.is_idle() {
+            self.bytes -= entry.counted_bytes;
+            self.inodes.remove(&ino);
+            return;
+        }
+        let bytes = entry.bytes();
+        self.bytes = self.bytes - entry.counted_bytes + bytes;
+        entry.counted_bytes = bytes;
+    }
+
+    // ---- grants ---------------------------------------------------------------------
+
+    /// The mode held, whatever the session's state.
+    pub fn mode(&self, ino: Ino) -> Option<LeaseMode> {
+        Some(self.inodes.get(&ino)?.lease?.mode)
+    }
+
+    /// Takes a grant in. False where it must not be used: it was given back meanwhile, or is older than
+    /// what is held, or the inode is being recalled.
+    pub fn grant(&mut self, grant: Grant) -> bool {
+        if self.releasing.contains_key(&grant.ino) {
+            return false;
+        }
+        self.tick += 1;
+        let entry = self.inodes.entry(grant.ino).or_default();
+        entry.last_used = self.tick;
+        let usable = match &mut entry.lease {
+            Some(held) if grant.epoch < held.epoch => false,
+            Some(held) => {
+                // A confirmation may name less than is held; only giving back makes it less.
+                *held = Lease { mode: held.mode.max(grant.mode), epoch: grant.epoch };
+                entry.recall.is_none()
+            }
+            None => {
+                entry.lease = Some(Lease { mode: grant.mode, epoch: grant.epoch });
+                self.leases += 1;
+                entry.recall.is_none()
+            }
+        };
+        self.settle(grant.ino);
+        usable
+    }
+
+    /// Takes an inode in as the server told it. True where it is cached now.
+    pub fn learn(&mut self, node: &Node) -> bool {
+        let ino = node.attr.ino;
+        let Some(grant) = node.grant else { return false };
+        if !self.grant(grant) {
+            return false;
+        }
+        if let Some(entry) = self.inodes.get_mut(&ino) {
+            entry.cached.has_xattrs = node.has_xattrs;
+            if !node.has_xattrs {
+                entry.cached.xattrs = None;
+            }
+            if node.attr.file_type == FileType::Symlink {
+                entry.cached.target = Some(node.inline.clone());
+            }
+            entry.cached.attr = Some(node.attr.clone());
+        }
+        self.settle(ino);
+        true
+    }
+
+    /// Takes an inode in after an own edit of it: where it may not be cached, what was cached is wrong now.
+    pub fn learn_changed(&mut self, node: &Node) -> bool {
+        let learned = self.learn(node);
+        if !learned {
+            self.forget_attr(node.attr.ino);
+        }
+        learned
+    }
+
+    /// The attributes are not what they were.
+    pub fn forget_attr(&mut self, ino: Ino) {
+        if let Some(entry) = self.inodes.get_mut(&ino) {
+            entry.cached.attr = None;
+            entry.cached.xattrs = None;
+        }
+        self.settle(ino);
+    }
+
+    /// The extended attributes are not what they were.
+    pub fn forget_xattrs(&mut self, ino: Ino) {
+        if let Some(entry) = self.inodes.get_mut(&ino) {
+            entry.cached.xattrs = None;
+        }
+        self.settle(ino);
+    }
+
+    /// A name, as a reply told it. `granted`: with permission to keep it.
+    pub fn learn_name(&mut self, parent: Ino, name: &Name, entry: Option<DirEntry>, granted: bool) {
+        let Some(dir) = self.inodes.get_mut(&parent).filter(|dir| dir.lease.is_some()) else { return };
+        let known = match entry {
+            _ if !granted || dir.recall.is_some() => Known::Unknown,
+            Some(entry) => Known::Entry(entry),
+            None => Known::Absent,
+        };
+        dir.directory().set(name, known);
+        self.settle(parent);
+    }
+
+    /// A directory that this session has just made and may cache: it is known to be empty.
+    pub fn learn_new_directory(&mut self, ino: Ino, parent: Ino) {
+        if let Some(dir) = self.inodes.get_mut(&ino).filter(|dir| dir.lease.is_some() && dir.recall.is_none())
+        {
+            dir.cached.directory = Some(Directory::new_empty(parent));
+        }
+        self.settle(ino);
+    }
+
+    /// A directory has moved.
+    pub fn learn_parent(&mut self, ino: Ino, parent: Ino) {
+        if let Some(dir) = self.inodes.get_mut(&ino) {
+            dir.set_parent(parent);
+        }
+    }
+
+    /// A page of a listing. `first`: it starts at the beginning. Returns the token for the next page, `None` where
+    /// something came between, so that the listing will not tell which names are absent.
+    #[allow(clippy::too_many_arguments, reason = "each is one field of the reply")]
+    pub fn learn_page(
+        &mut self,
+        ino: Ino,
+        parent: Ino,
+        items: impl Iterator<Item = (Name, DirEntry)>,
+        first: bool,
+        listing: Option<Listing>,
+        end: bool,
+        granted: bool,
+    ) -> Option<Listing> {
+        let dir = self.inodes.get_mut(&ino).filter(|dir| dir.lease.is_some())?;
+        if !granted || dir.recall.is_some() {
+            dir.directory().break_listing();
+            return None;
+        }
+        let directory = dir.directory();
+        directory.parent = Some(parent);
+        let listing = if first { Some(directory.begin_listing()) } else { listing };
+        for (name, entry) in items {
+            directory.set(&name, Known::Entry(entry));
+        }
+        if let Some(listing) = listing {
+            directory.listed(listing, end);
+        }
+        self.settle(ino);
+        listing
+    }
+
+    /// All extended attributes, with permission to keep them.
+    pub fn learn_xattrs(&mut self, ino: Ino, xattrs: BTreeMap<XattrName, Bytes>) {
+        if let Some(entry) = self.inodes.get_mut(&ino).filter(|e| e.lease.is_some() && e.recall.is_none()) {
+            entry.cached.has_xattrs = !xattrs.is_empty();
+            entry.cached.xattrs = Some(xattrs);
+        }
+        self.settle(ino);
+    }
+
+    // ---- answers --------------------------------------------------------------------
+
+    /// The inode, where answers about it may come from here.
+    fn usable(&mut self, ino: Ino, now: BootTime) -> Option<&mut Entry> {
+        if !self.is_valid(now) {
+            return None;
+        }
+        self.tick += 1;
+        let tick = self.tick;
+        let entry = self.inodes.get_mut(&ino)?;
+        if entry.lease.is_none() || entry.recall.is_some() {
+            return None;
+        }
+        entry.last_used = tick;
+        Some(entry)
+    }
+
+    /// Permission for the kernel to keep what was learned of an inode; none at all where it is not cached.
+    pub fn permit(&mut self, ino: Ino, now: BootTime) -> Permit {
+        let ttl = self.validity(now);
+        match self.usable(ino, now) {
+            Some(entry) => Permit { ttl, guard: entry.uses.enter() },
+            None => Permit::default(),
+        }
+    }
+
+    /// Permission for a name in a directory to be kept.
+    pub fn name_permit(&mut self, parent: Ino, name: &Name, now: BootTime) -> Permit {
+        let known = |entry: &mut Entry| entry.directory().get(name) != Known::Unknown;
+        match self.usable(parent, now).map(known) {
+            Some(true) => self.permit(parent, now),
+            Some(false) | None => Permit::default(),
+        }
+    }
+
+    /// Attributes.
+    pub fn attr(&mut self, ino: Ino, now: BootTime) -> Option<(Attr, Permit)> {
+        let ttl = self.validity(now);
+        let entry = self.usable(ino, now)?;
+        let attr = entry.cached.attr.clone()?;
+        Some((attr, Permit { ttl, guard: entry.uses.enter() }))
+    }
+
+    /// What a name is.
+    pub fn lookup(&mut self, parent: Ino, name: &Name, now: BootTime) -> NameAnswer {
+        let ttl = self.validity(now);
+        let Some(dir) = self.usable(parent, now) else { return NameAnswer::Unknown };
+        let entry = match dir.cached.directory.as_ref().map_or(Known::Unknown, |d| d.get(name)) {
+            Known::Unknown => return NameAnswer::Unknown,
+            Known::Absent => return NameAnswer::Absent(Permit { ttl, guard: dir.uses.enter() }),
+            Known::Entry(entry) => entry,
+        };
+        let uses = dir.uses.clone();
+        match self.attr(entry.ino, now) {
+            Some((attr, permit)) => {
+                NameAnswer::Found(attr, Permit { ttl, guard: permit.guard.and(uses.enter()) })
+            }
+            None => NameAnswer::Unknown,
+        }
+    }
+
+    /// The entry of that name where it is known, whatever is known of its inode.
+    pub fn entry(&mut self, parent: Ino, name: &Name, now: BootTime) -> Option<DirEntry> {
+        match self.usable(parent, now)?.cached.directory.as_ref()?.get(name) {
+            Known::Entry(entry) => Some(entry),
+            Known::Absent | Known::Unknown => None,
+        }
+    }
+
+    /// Whether the name is known not to exist.
+    pub fn is_absent(&mut self, parent: Ino, name: &Name, now: BootTime) -> bool {
+        let dir = self.usable(parent, now).and_then(|dir| dir.cached.directory.as_ref());
+        dir.is_some_and(|dir| dir.get(name) == Known::Absent)
+    }
+
+    /// A symlink's target.
+    pub fn target(&mut self, ino: Ino, now: BootTime) -> Option<(Bytes, Permit)> {
+        let ttl = self.validity(now);
+        let entry = self.usable(ino, now)?;
+        let target = entry.cached.target.clone()?;
+        Some((target, Permit { ttl, guard: entry.uses.enter() }))
+    }
+
+    /// Looks into all extended attributes.
+    pub fn xattrs<T>(
+        &mut self,
+        ino: Ino,
+        now: BootTime,
+        look: impl FnOnce(&BTreeMap<XattrName, Bytes>) -> T,
+    ) -> Option<(T, Permit)> {
+        let ttl = self.validity(now);
+        let entry = self.usable(ino, now)?;
+        let none = BTreeMap::new();
+        let known_empty = entry.cached.attr.is_some() && !entry.cached.has_xattrs;
+        let xattrs = entry.cached.xattrs.as_ref().or(known_empty.then_some(&none))?;
+        Some((look(xattrs), Permit { ttl, guard: entry.uses.enter() }))
+    }
+
+    /// Whether names of this directory may have been given out.
+    pub fn has_names(&self, ino: Ino) -> bool {
+        self.inodes.get(&ino).is_some_and(|entry| entry.cached.directory.is_some())
+    }
+
+    /// Every entry of a directory that is known whole, and the directory above it.
+    pub fn list(&mut self, ino: Ino, now: BootTime) -> Option<(Ino, Vec<(Name, DirEntry)>)> {
+        let directory = self.usable(ino, now)?.cached.directory.as_ref()?;
+        let parent = directory.parent?;
+        Some((parent, directory.all()?.map(|(name, entry)| (name.clone(), entry)).collect()))
+    }
+}

@@ -1,0 +1,109 @@
+//! Byte-range locks that processes of this host hold, to be claimed back after a reconnection.
+
+use std::collections::BTreeMap;
+
+use gofs_tree::Ino;
+
+use crate::handle::FileLock;
+
+/// Per inode and owner, sorted and disjoint.
+#[derive(Debug, Default)]
+pub struct HeldLocks {
+    locks: BTreeMap<(Ino, u64), Vec<FileLock>>,
+}
+
+impl HeldLocks {
+    /// Every lock.
+    pub fn all(&self) -> impl Iterator<Item = (Ino, FileLock)> {
+        self.locks.iter().flat_map(|((ino, _), locks)| locks.iter().map(|lock| (*ino, *lock)))
+    }
+
+    /// Whether the owner holds any on the inode.
+    pub fn holds_any(&self, ino: Ino, owner: u64) -> bool {
+        self.locks.contains_key(&(ino, owner))
+    }
+
+    /// The owner has this lock now; it replaces what it had on these bytes.
+    pub fn set(&mut self, ino: Ino, lock: FileLock) {
+        self.remove(ino, lock.owner, lock.start, lock.end);
+        let locks = self.locks.entry((ino, lock.owner)).or_default();
+        locks.push(lock);
+        locks.sort_unstable_by_key(|lock| lock.start);
+        merge(locks);
+    }
+
+    /// The owner has nothing on `start..=end` any more.
+    pub fn remove(&mut self, ino: Ino, owner: u64, start: u64, end: u64) {
+        let Some(locks) = self.locks.get_mut(&(ino, owner)) else { return };
+        let mut left = Vec::with_capacity(locks.len() + 1);
+        for lock in locks.drain(..) {
+            if lock.end < start || lock.start > end {
+                left.push(lock);
+                continue;
+            }
+            if lock.start < start {
+                left.push(FileLock { end: start - 1, ..lock });
+            }
+            if lock.end > end {
+                left.push(FileLock { start: end + 1, ..lock });
+            }
+        }
+        if left.is_empty() {
+            self.locks.remove(&(ino, owner));
+        } else {
+            *locks = left;
+        }
+    }
+
+    /// All are lost; how many there were.
+    pub fn clear(&mut self) -> usize {
+        let count = self.all().count();
+        self.locks.clear();
+        count
+    }
+}
+
+/// Joins neighbours of one kind.
+fn merge(locks: &mut Vec<FileLock>) {
+    locks.dedup_by(|next, lock| {
+        let joins = lock.exclusive == next.exclusive && lock.end.checked_add(1) == Some(next.start);
+        if joins {
+            lock.end = next.end;
+        }
+        joins
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lock(start: u64, end: u64, exclusive: bool) -> FileLock {
+        FileLock { owner: 1, start, end, exclusive, pid: 7 }
+    }
+
+    fn ranges(held: &HeldLocks) -> Vec<(u64, u64, bool)> {
+        held.all().map(|(_, lock)| (lock.start, lock.end, lock.exclusive)).collect()
+    }
+
+    #[test]
+    fn a_new_lock_replaces_the_owners_old_one_on_the_same_bytes() {
+        let mut held = HeldLocks::default();
+        held.set(Ino(1), lock(0, 99, true));
+        held.set(Ino(1), lock(10, 19, false));
+        assert_eq!(ranges(&held), [(0, 9, true), (10, 19, false), (20, 99, true)]);
+        held.set(Ino(1), lock(10, 19, true));
+        assert_eq!(ranges(&held), [(0, 99, true)]);
+    }
+
+    #[test]
+    fn unlocking_splits_and_the_last_byte_of_the_file_is_reached() {
+        let mut held = HeldLocks::default();
+        held.set(Ino(1), lock(0, u64::MAX, true));
+        held.remove(Ino(1), 1, 5, 6);
+        assert_eq!(ranges(&held), [(0, 4, true), (7, u64::MAX, true)]);
+        held.remove(Ino(1), 1, 0, u64::MAX);
+        assert!(!held.holds_any(Ino(1), 1));
+        assert_eq!(held.clear(), 0);
+    }
+}

@@ -1,0 +1,72 @@
+//! A name to its inode.
+
+use gofs_proto::convert::{Grant, Node};
+use gofs_proto::session::Lookup;
+use gofs_tree::{Attr, DirEntry, FsError, Ino, Name};
+
+use crate::cached::Cached;
+use crate::client::Client;
+use crate::clock::BootTime;
+use crate::core::learn::{cached, garbled, overlaid};
+use crate::lease::NameAnswer;
+
+impl Client {
+    /// The inode that `name` names in `parent`; `None` = there is none, which may be kept for `entry_ttl`.
+    /// NotDirectory, NotFound (the parent is gone).
+    pub async fn lookup(&self, parent: Ino, name: &Name) -> Result<Cached<Option<Attr>>, FsError> {
+        let core = &self.core;
+        let now = BootTime::now();
+        // Before the attributes, so that what is newer here cannot have been committed and cleared in between.
+        let answer = {
+            let mut table = core.table.lock();
+            let local = table.entry(parent, name, now).and_then(|entry| core.data.overlay(entry.ino));
+            match table.lookup(parent, name, now) {
+                NameAnswer::Found(attr, permit) => {
+                    let entry_ttl = core.entry_ttl(permit.ttl);
+                    let answer = cached(Some(overlaid(attr, local)), permit);
+                    Some(Cached { entry_ttl, ..answer })
+                }
+                NameAnswer::Absent(permit) => {
+                    let entry_ttl = core.entry_ttl(permit.ttl);
+                    Some(Cached { entry_ttl, ..cached(None, permit) })
+                }
+                NameAnswer::Unknown => None,
+            }
+        };
+        match answer {
+            Some(answer) => Ok(answer),
+            None => self.ask_name(parent, name).await,
+        }
+    }
+
+    async fn ask_name(&self, parent: Ino, name: &Name) -> Result<Cached<Option<Attr>>, FsError> {
+        let core = self.core.clone();
+        let request = Lookup { parent: parent.0, name: name.as_bytes().to_vec().into() };
+        let name = name.clone();
+        self.core
+            .session
+            .call(request, move |reply| {
+                let node = reply.node.as_ref().map(Node::try_from).transpose().map_err(|e| garbled(&e))?;
+                let dir = reply.dir.as_ref().map(Grant::try_from).transpose().map_err(|e| garbled(&e))?;
+                let mut table = core.table.lock();
+                let granted = dir.is_some_and(|grant| table.grant(grant));
+                let answer = match node {
+                    Some(node) => {
+                        let learned = core.take_in(&mut table, &node);
+                        let entry = DirEntry { ino: node.attr.ino, file_type: node.attr.file_type };
+                        table.learn_name(parent, &name, Some(entry), granted);
+                        core.answer(&mut table, node.attr, learned).map(Some)
+                    }
+                    None => {
+                        table.learn_name(parent, &name, None, granted);
+                        Cached::once(None)
+                    }
+                };
+                let permit = table.name_permit(parent, &name, BootTime::now());
+                let answer = core.named(answer, permit);
+                core.after_learning(table);
+                Ok(answer)
+            })
+            .await
+    }
+}

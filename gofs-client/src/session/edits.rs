@@ -1,0 +1,117 @@
+//! Numbers of edits: given in order, answered in any.
+
+use std::collections::BTreeSet;
+
+use gofs_tree::EditSeq;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::Generation;
+
+/// Most edits from the oldest without an answer to the newest. The servers keep an outcome for each.
+const SPAN_MAX: u64 = 2048;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct EditNumbers {
+    inner: Mutex<Inner>,
+    answered: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    generation: Option<Generation>,
+    last: EditSeq,
+    unanswered: BTreeSet<EditSeq>,
+}
+
+/// An edit's number, and up to which all are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Number {
+    /// Its own.
+    pub seq: EditSeq,
+    /// Every outcome up to here has reached the client.
+    pub answered: EditSeq,
+}
+
+impl EditNumbers {
+    /// Numbers start again with each session.
+    pub fn begin(&self, generation: Generation) -> Number {
+        let mut inner = self.inner.lock();
+        if inner.generation != Some(generation) {
+            *inner = Inner { generation: Some(generation), ..Inner::default() };
+        }
+        let answered = inner.unanswered.first().map_or(inner.last, |oldest| EditSeq(oldest.0 - 1));
+        inner.last = inner.last.next();
+        let seq = inner.last;
+        inner.unanswered.insert(seq);
+        Number { seq, answered }
+    }
+
+    /// The outcome is known, or lost with its session.
+    pub fn end(&self, generation: Generation, seq: EditSeq) {
+        let mut inner = self.inner.lock();
+        if inner.generation == Some(generation) {
+            inner.unanswered.remove(&seq);
+        }
+        drop(inner);
+        self.answered.notify_waiters();
+    }
+
+    async fn until(&self, done: impl Fn(&Inner) -> bool) {
+        loop {
+            let mut answered = std::pin::pin!(self.answered.notified());
+            answered.as_mut().enable();
+            if done(&self.inner.lock()) {
+                return;
+            }
+            answered.await;
+        }
+    }
+
+    /// Waits while the oldest unanswered edit is too far behind.
+    pub async fn room(&self) {
+        self.until(|inner| inner.unanswered.first().is_none_or(|oldest| inner.last.0 - oldest.0 < SPAN_MAX))
+            .await;
+    }
+
+    /// Waits until what was begun before is answered.
+    pub async fn all_answered(&self) {
+        let (generation, last) = {
+            let inner = self.inner.lock();
+            (inner.generation, inner.last)
+        };
+        self.until(|inner| {
+            inner.generation != generation || inner.unanswered.first().is_none_or(|oldest| *oldest > last)
+        })
+        .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answered_stops_before_the_oldest_open_edit() {
+        let numbers = EditNumbers::default();
+        let first = Generation(1);
+        let a = numbers.begin(first);
+        let b = numbers.begin(first);
+        assert_eq!((a.seq, a.answered, b.seq, b.answered), (EditSeq(1), EditSeq(0), EditSeq(2), EditSeq(0)));
+        numbers.end(first, b.seq);
+        assert_eq!(numbers.begin(first).answered, EditSeq(0));
+        numbers.end(first, a.seq);
+        assert_eq!(numbers.begin(first).answered, EditSeq(2));
+    }
+
+    #[test]
+    fn a_new_session_numbers_from_one_and_forgets_old_edits() {
+        let numbers = EditNumbers::default();
+        let old = numbers.begin(Generation(1));
+        let new = numbers.begin(Generation(2));
+        assert_eq!((new.seq, new.answered), (EditSeq(1), EditSeq(0)));
+        numbers.end(Generation(1), old.seq);
+        assert_eq!(numbers.begin(Generation(2)).answered, EditSeq(0));
+    }
+}

@@ -1,0 +1,291 @@
+//! The session with the MetaServers: one connection to the leader, found again whenever it is lost.
+//!
+//! Owns the connection, the requests that wait for one, and the numbers of edits. A request is sent until
+//! it is answered; an edit keeps its number, so it happens once. A session that the servers have ended
+//! (fenced) is replaced by a new one of the next [`Generation`]; an edit of the old one whose outcome is not known
+//! fails with `Io`.
+
+mod edits;
+mod greet;
+mod supervise;
+mod waits;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use gofs_proto::kind::{self, Request};
+use gofs_proto::session::failure::Code;
+use gofs_proto::session::{Edits, EditsReply, Failure};
+use gofs_proto::{CallError, Link};
+use gofs_tree::FsError;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+pub use greet::{Greeted, Greeting, greet};
+pub use supervise::{Addresses, find_leader, supervise};
+pub use waits::Waits;
+
+use crate::config::Wait;
+use edits::EditNumbers;
+
+/// Pause before a request is repeated that the server could not serve just now: from, to.
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
+
+/// Counts the sessions that the mount has had, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Generation(pub u64);
+
+/// A connection over which a session is established.
+#[derive(Clone)]
+pub struct Connection {
+    /// The frames.
+    pub link: Arc<Link>,
+    /// host:port, as it was dialled.
+    pub address: String,
+    /// Which session it is.
+    pub generation: Generation,
+}
+
+/// See the module.
+pub struct Session {
+    connection: watch::Sender<Option<Connection>>,
+    numbers: EditNumbers,
+    /// Requests that wait for their answers.
+    pub waits: Waits,
+    /// Address that a refusing server named as leader.
+    hint: Mutex<Option<String>>,
+    stopped: AtomicBool,
+    wait: Wait,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Session {
+    /// Established by a first greeting.
+    pub fn new(first: Connection, wait: Wait, runtime: tokio::runtime::Handle) -> Self {
+        Session {
+            connection: watch::Sender::new(Some(first)),
+            numbers: EditNumbers::default(),
+            waits: Waits::default(),
+            hint: Mutex::default(),
+            stopped: AtomicBool::new(false),
+            wait,
+            runtime,
+        }
+    }
+
+    /// The connection, if there is one.
+    pub fn current(&self) -> Option<Connection> {
+        self.connection.borrow().clone()
+    }
+
+    /// Puts a connection in place, or takes it away.
+    fn set(&self, connection: Option<Connection>) {
+        self.connection.send_replace(connection);
+    }
+
+    /// Requests fail from now on, and nothing reconnects.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        if let Some(connection) = self.current() {
+            connection.link.close();
+        }
+        // Wakes all that wait for a connection.
+        self.set(None);
+    }
+
+    /// Whether `stop` was called.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    async fn connected(&self) -> Result<Connection, FsError> {
+        if let Some(connection) = self.current().filter(|c| !c.link.is_closed()) {
+            return Ok(connection);
+        }
+        let mut changes = self.connection.subscribe();
+        loop {
+            if self.is_stopped() {
+                return Err(FsError::Io);
+            }
+            let current = changes.borrow_and_update().clone();
+            match current {
+                Some(connection) if !connection.link.is_closed() => return Ok(connection),
+                _ => changes.changed().await.map_err(|_| FsError::Io)?,
+            }
+        }
+    }
+
+    /// Sleeps also where the caller polls from a thread outside of the runtime.
+    fn pause(&self, time: Duration) -> tokio::time::Sleep {
+        let _inside = self.runtime.enter();
+        tokio::time::sleep(time)
+    }
+
+    fn bounded<F: Future>(&self, time: Duration, work: F) -> tokio::time::Timeout<F> {
+        let _inside = self.runtime.enter();
+        tokio::time::timeout(time, work)
+    }
+
+    /// Asks until there is an answer, over as many connections as it takes. `then` sees the reply on the
+    /// link's own task, in the order of the stream, once.
+    pub async fn call<R, T, F>(&self, request: R, then: F) -> Result<T, FsError>
+    where
+        R: Request,
+        T: Send + 'static,
+        F: Fn(R::Reply) -> Result<T, FsError> + Clone + Send + 'static,
+    {
+        match self.wait {
+            Wait::Hard => self.call_hard(None, &request, then).await,
+            Wait::Soft(time) => {
+                self.bounded(time, self.call_hard(None, &request, then)).await.unwrap_or_else(|_| {
+                    tracing::warn!(request = kind::name(R::KIND), ?time, "gave up (soft mount)");
+                    Err(FsError::Io)
+                })
+            }
+        }
+    }
+
+    /// As [`Session::call`] but for as long as it takes on a soft mount too: for waits that are asked for.
+    pub async fn call_long<R, T, F>(&self, request: R, then: F) -> Result<T, FsError>
+    where
+        R: Request,
+        T: Send + 'static,
+        F: Fn(R::Reply) -> Result<T, FsError> + Clone + Send + 'static,
+    {
+        self.call_hard(None, &request, then).await
+    }
+
+    /// One edit, exactly once. `Io` where the session ended before its outcome was known.
+    pub async fn edit<T, F>(self: &Arc<Self>, edits: Edits, then: F) -> Result<T, FsError>
+    where
+        T: Send + 'static,
+        F: Fn(EditsReply) -> Result<T, FsError> + Clone + Send + Sync + 'static,
+    {
+        match self.wait {
+            Wait::Hard => self.edit_hard(edits, then).await,
+            Wait::Soft(time) => {
+                // Goes on alone after the caller has given up, so that its outcome is still learned.
+                let this = self.clone();
+                let work = self.runtime.spawn(async move { this.edit_hard(edits, then).await });
+                match self.bounded(time, work).await {
+                    Ok(done) => done.unwrap_or(Err(FsError::Io)),
+                    Err(_) => {
+                        tracing::warn!(?time, "an edit has no answer yet (soft mount)");
+                        Err(FsError::Io)
+                    }
+                }
+            }
+        }
+    }
+
+    async fn edit_hard<T, F>(&self, mut edits: Edits, then: F) -> Result<T, FsError>
+    where
+        T: Send + 'static,
+        F: Fn(EditsReply) -> Result<T, FsError> + Clone + Send + 'static,
+    {
+        self.numbers.room().await;
+        let generation = self.connected().await?.generation;
+        let number = self.numbers.begin(generation);
+        edits.first_seq = number.seq.0;
+        edits.answered_seq = number.answered.0;
+        let result = self.call_hard(Some(generation), &edits, then).await;
+        self.numbers.end(generation, number.seq);
+        result
+    }
+
+    /// Waits until every edit that was begun before has its answer.
+    pub async fn edits_answered(&self) {
+        self.numbers.all_answered().await;
+    }
+
+    async fn call_hard<R, T, F>(
+        &self,
+        generation: Option<Generation>,
+        request: &R,
+        then: F,
+    ) -> Result<T, FsError>
+    where
+        R: Request,
+        T: Send + 'static,
+        F: Fn(R::Reply) -> Result<T, FsError> + Clone + Send + 'static,
+    {
+        let _waiting = self.waits.begin(kind::name(R::KIND));
+        let mut pause = RETRY_PAUSE.0;
+        loop {
+            let connection = self.connected().await?;
+            if generation.is_some_and(|generation| generation != connection.generation) {
+                tracing::warn!(
+                    request = kind::name(R::KIND),
+                    "the session ended before the outcome was known"
+                );
+                return Err(FsError::Io);
+            }
+            let link = &connection.link;
+            link.ready().await;
+            let then = then.clone();
+            match link.call_then(request, Vec::new(), move |reply, _| then(reply)).await {
+                Ok(result) => return result,
+                // The supervisor finds the next connection.
+                Err(CallError::Closed(_)) => self.left(&connection).await,
+                Err(CallError::Garbled(server)) => {
+                    tracing::error!(%server, request = kind::name(R::KIND), "reply cannot be read");
+                    return Err(FsError::Io);
+                }
+                Err(CallError::Refused(failure)) => match failure.code() {
+                    Code::NotLeader | Code::NoSession => {
+                        self.refused(&connection, &failure);
+                        self.left(&connection).await;
+                    }
+                    Code::Retry => {
+                        self.pause(pause).await;
+                        pause = (pause * 2).min(RETRY_PAUSE.1);
+                    }
+                    _ => return Err(refusal(kind::name(R::KIND), &connection.address, &failure)),
+                },
+            }
+        }
+    }
+
+    /// The server does not serve this session (any more): the supervisor shall look elsewhere.
+    fn refused(&self, connection: &Connection, failure: &Failure) {
+        if !failure.leader.is_empty() {
+            *self.hint.lock() = Some(failure.leader.clone());
+        }
+        connection.link.close();
+    }
+
+    fn take_hint(&self) -> Option<String> {
+        self.hint.lock().take()
+    }
+
+    /// Waits until that connection is not the current one.
+    async fn left(&self, connection: &Connection) {
+        connection.link.close();
+        let mut changes = self.connection.subscribe();
+        loop {
+            let gone = changes
+                .borrow_and_update()
+                .as_ref()
+                .is_none_or(|now| !Arc::ptr_eq(&now.link, &connection.link));
+            if gone || changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// What a refusal that no retry helps means to the caller. Logged here, once, where it is not the file system's own.
+fn refusal(request: &str, server: &str, failure: &Failure) -> FsError {
+    match failure.to_fs_error() {
+        Ok(Some(error)) => error,
+        Ok(None) => {
+            tracing::error!(request, server, code = ?failure.code(), text = failure.text, "request refused");
+            FsError::Io
+        }
+        Err(error) => {
+            tracing::error!(request, server, %error, "refusal cannot be read");
+            FsError::Io
+        }
+    }
+}
