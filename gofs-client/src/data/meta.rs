@@ -92,8 +92,7 @@ impl Content {
     /// From attributes and the inline bytes; `has_chunks` as in the server's `Node`.
     pub fn new(attr: &Attr, inline: Bytes, has_chunks: bool) -> Self {
         // While a file outgrows its inode both exist for a moment; the inline bytes count until they are cleared.
-        let in_chunks = has_chunks && inline.is_empty() && attr.size > 0;
-        let inline = if in_chunks { None } else { Some(inline) };
+        let inline = if has_chunks && inline.is_empty() { None } else { Some(inline) };
         Content {
             size: attr.size,
             mtime: attr.mtime,

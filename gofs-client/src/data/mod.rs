@@ -46,6 +46,9 @@ pub use meta::{BoxFuture, ChunkLocation, Content, FileMeta, LocalAttr, Replica};
 /// How often the background flusher looks for old changes.
 const WRITE_BACK_PERIOD: Duration = Duration::from_millis(500);
 
+/// A run this long is worth a write of its own while the file is still being written, bytes.
+const EARLY_RUN_BYTES: u64 = 4 << 20;
+
 /// What waits to be written, and what was lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DirtyStats {
@@ -96,7 +99,12 @@ impl FileData {
     }
 
     fn geometry(&self) -> Geometry {
-        Geometry { chunk_size: self.config.chunk_size, inline_max: self.config.inline_max }
+        Geometry {
+            chunk_size: self.config.chunk_size,
+            inline_max: self.config.inline_max,
+            // Well below the budget, or one writer would wait for its own run to get long.
+            early_run_bytes: EARLY_RUN_BYTES.min(self.config.dirty_bytes / 4).max(1 << 16),
+        }
     }
 
     fn file(&self, ino: Ino) -> Option<Arc<File>> {

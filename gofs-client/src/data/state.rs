@@ -16,16 +16,16 @@ use super::chunks::{Chunks, INDEX_END};
 use super::extents::{ExtentMap, Run};
 use super::{Content, LocalAttr};
 
-/// A contiguous run this long is written before the file's age asks for it, bytes.
-pub(super) const EARLY_RUN_BYTES: u64 = 4 << 20;
-/// Most bytes that one early write-out takes, so that its memory is free again soon.
-const EARLY_MAX_BYTES: u64 = 32 << 20;
+/// How many long runs' bytes one early write-out takes at most, so that its memory is free again soon.
+const EARLY_RUNS_MAX: u64 = 8;
 
 /// What does not change while a mount lives.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Geometry {
     pub chunk_size: ChunkSize,
     pub inline_max: u32,
+    /// A contiguous run this long is written before the file's age asks for it.
+    pub early_run_bytes: u64,
 }
 
 /// Where the bytes below the dirty ones are.
@@ -295,9 +295,8 @@ impl FileState {
 
     /// Whether the run that a write at `offset` belongs to is long enough to be written out now.
     pub fn is_early(&self, offset: u64) -> bool {
-        self.flushing.is_none()
-            && self.dirty.len() >= EARLY_RUN_BYTES
-            && self.dirty.run_is_long(offset, EARLY_RUN_BYTES)
+        let long = self.geometry.early_run_bytes;
+        self.flushing.is_none() && self.dirty.len() >= long && self.dirty.run_is_long(offset, long)
     }
 
     /// What a read of `len` bytes from `offset` is put together from; ends with the file.
@@ -415,9 +414,7 @@ impl FileState {
     /// Takes what a flush has to write. The caller is the only flush of this file; what an earlier one
     /// took and did not finish is taken again.
     pub fn begin_flush(&mut self, scope: Scope) -> Plan {
-        if let Some(unfinished) = self.flushing.take() {
-            self.dirty.fill_from(unfinished);
-        }
+        self.take_back();
         let limit = match scope {
             Scope::Early => u64::MAX,
             Scope::Below(limit) => {
@@ -426,7 +423,7 @@ impl FileState {
             }
         };
         let size = self.size.min(limit).max(self.server_size);
-        if let Base::Inline(bytes) = &self.base {
+        if let Some(bytes) = self.inline_base() {
             let mut end = self.dirty.end();
             if end > limit {
                 let below = self.dirty.look(ByteRange { start: 0, end: limit });
@@ -434,13 +431,12 @@ impl FileState {
             }
             let data_end = end.max(bytes.len() as u64);
             if data_end <= u64::from(self.geometry.inline_max) {
-                return self.plan_inline(scope, size, limit);
+                return self.plan_inline(scope, size, limit, &bytes);
             }
-            let moved = bytes.clone();
             let mut under = ExtentMap::default();
-            under.insert(0, moved.clone());
+            under.insert(0, bytes.clone());
             self.dirty.fill_from(under);
-            self.moving = Some(moved);
+            self.moving = Some(bytes);
             self.base = Base::Chunks;
             self.valid_end = 0;
         }
@@ -478,12 +474,23 @@ impl FileState {
         Plan::Out(OutPlan { zero, runs, valid_end })
     }
 
-    fn plan_inline(&mut self, scope: Scope, size: u64, limit: u64) -> Plan {
+    /// The inline bytes of a file that is inline, or may become so again: an empty one with chunks of an author
+    /// who died, which go when it does.
+    fn inline_base(&self) -> Option<Bytes> {
+        match &self.base {
+            Base::Inline(bytes) => Some(bytes.clone()),
+            Base::Chunks if self.server_size == 0 && self.valid_end == 0 && self.moving.is_none() => {
+                Some(Bytes::new())
+            }
+            Base::Chunks => None,
+        }
+    }
+
+    fn plan_inline(&mut self, scope: Scope, size: u64, limit: u64, base: &Bytes) -> Plan {
         if scope == Scope::Early || (self.dirty.is_empty() && !self.times_dirty) {
             return Plan::Nothing;
         }
         let taken = self.dirty.take(ByteRange { start: 0, end: limit });
-        let Base::Inline(base) = &self.base else { return Plan::Nothing };
         let end = taken.end().max(base.len() as u64).min(size);
         let mut data = BytesMut::zeroed(end as usize);
         let kept = base.len().min(data.len());
@@ -500,12 +507,14 @@ impl FileState {
 
     fn take_early(&mut self) -> ExtentMap {
         let mut taken = ExtentMap::default();
+        let long = self.geometry.early_run_bytes;
+        let most = long * EARLY_RUNS_MAX;
         for run in self.dirty.run_ranges() {
-            if run.len() < EARLY_RUN_BYTES || taken.len() >= EARLY_MAX_BYTES {
+            if run.len() < long || taken.len() >= most {
                 continue;
             }
             // Servers keep a checksum for each block: an unfinished one waits for its other half.
-            let end = run.end.min(run.start + EARLY_MAX_BYTES - taken.len());
+            let end = run.end.min(run.start + most - taken.len());
             let end = end - end % BLOCK_BYTES;
             if end <= run.start {
                 continue;
@@ -582,7 +591,7 @@ impl FileState {
         }
         match self.moving.take() {
             // Nothing inline and chunks made: at the server the file is in chunks already.
-            Some(bytes) if bytes.is_empty() && self.server_size > 0 => self.valid_end = self.server_size,
+            Some(bytes) if bytes.is_empty() => self.valid_end = self.server_size,
             // Chunks beside inline bytes are nobody's; the next flush overwrites or drops them.
             Some(bytes) => {
                 self.base = Base::Inline(bytes);
@@ -633,7 +642,15 @@ impl FileState {
         self.flush_ended(at);
     }
 
+    /// What a flush took that ended without an end is dirty again.
+    fn take_back(&mut self) {
+        if let Some(unfinished) = self.flushing.take() {
+            self.dirty.fill_from(unfinished);
+        }
+    }
+
     fn resized(&mut self, new: u64) {
+        self.take_back();
         self.dirty.truncate(new);
         self.forget_clean(new, u64::MAX);
         self.size = new;
@@ -685,3 +702,7 @@ impl FileState {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;
