@@ -12,6 +12,7 @@ use super::FileData;
 use super::chunks::{Chunk, ChunkSpan};
 use super::file::File;
 use super::links::ChunkCallError;
+use super::locate::READ_ONLY;
 use super::retry::Retry;
 
 /// A first hop that breaks is tried so often in all: its connection may have been old.
@@ -141,6 +142,7 @@ impl FileData {
         let mut full: BTreeSet<ChunkServerId> = BTreeSet::new();
         let mut turn = 0;
         let mut broken = 0;
+        let mut asked = false;
         loop {
             if file.look(|state| state.epoch()) != epoch {
                 return Err(FsError::Io);
@@ -150,9 +152,14 @@ impl FileData {
                 return Err(FsError::Io);
             };
             let chain = chunk.chain(turn);
-            let Some((first, rest)) = chain.split_first() else {
-                retry.unreachable(&format!("no replica of chunk {} is known", chunk.location.chunk)).await?;
-                self.relocate(file, &chunk.location).await?;
+            let Some((first, rest)) = chain.split_first().filter(|_| chunk.location.version != READ_ONLY)
+            else {
+                // The first time just ask; then wait before each time.
+                if std::mem::replace(&mut asked, true) {
+                    let why = format!("no replica of chunk {} takes writes", chunk.location.chunk);
+                    retry.unreachable(&why).await?;
+                }
+                self.relocate_to_write(file, &chunk.location).await?;
                 continue;
             };
             let hops = rest.iter().map(|r| Hop { server: r.server.0, address: r.address.clone() }).collect();
@@ -189,7 +196,7 @@ impl FileData {
                         }
                         Code::StaleChunk => {
                             retry.contradicted(&why).await?;
-                            self.relocate(file, &chunk.location).await?;
+                            self.relocate_to_write(file, &chunk.location).await?;
                             continue;
                         }
                         Code::Retry => {
@@ -213,7 +220,7 @@ impl FileData {
                 retry
                     .unreachable(&format!("no replica of chunk {} took a write: {why}", chunk.location.chunk))
                     .await?;
-                self.relocate(file, &chunk.location).await?;
+                self.relocate_to_write(file, &chunk.location).await?;
                 continue;
             }
             tracing::warn!(ino = %file.ino, chunk = %chunk.location.chunk, ?failed, error = %why, "replicas left out");

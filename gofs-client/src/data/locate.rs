@@ -1,6 +1,6 @@
 //! Where chunks are: asked once, remembered while the lease lasts, asked again when a server contradicts.
 
-use gofs_tree::{ChunkIndex, ChunkServerId, FsError};
+use gofs_tree::{ChunkIndex, ChunkServerId, ChunkVersion, FsError};
 
 use super::chunks::{Chunk, INDEX_END};
 use super::file::File;
@@ -8,8 +8,10 @@ use super::{ChunkLocation, FileData};
 
 /// Chunks asked for when one is needed: neighbours are needed soon.
 const WINDOW: u64 = 256;
-/// Chunks asked for at once at most: their locations fit in one frame.
-const PAGE: u64 = 65_536;
+/// Chunks asked for at once at most. The server answers for 8192: what it leaves out must not pass for absent.
+const PAGE: u64 = 4096;
+/// Version of a location that is good for reading only: some replica that may be current is away.
+pub(super) const READ_ONLY: ChunkVersion = ChunkVersion(0);
 
 impl FileData {
     /// Asks the server for whatever is not known of the chunks in `[first, end)`.
@@ -61,6 +63,31 @@ impl FileData {
                 self.totals.change(file, |state| state.chunks.forget(at, at + 1));
             }
         }
+        Ok(())
+    }
+
+    /// Asks for a location that can be written to: one that was told for reading has version 0, or was
+    /// overtaken. Unless that was done since `seen` was looked up. Needs the Write lease.
+    pub(super) async fn relocate_to_write(&self, file: &File, seen: &ChunkLocation) -> Result<(), FsError> {
+        let _asking = file.map.lock().await;
+        if self.has_moved(file, seen) {
+            return Ok(());
+        }
+        let found = self.meta.allocate(file.ino, vec![seen.index]).await?;
+        let Some(mut location) = found.into_iter().find(|location| location.index == seen.index) else {
+            return Err(FsError::Io);
+        };
+        if location.chunk != seen.chunk {
+            let at = u64::from(seen.index.0);
+            self.totals.change(file, |state| state.chunks.forget(at, at + 1));
+            return Ok(());
+        }
+        if location.version == READ_ONLY {
+            // Nobody failed here: asks for the version to be raised over replicas that are away.
+            location =
+                self.meta.replica_failed(file.ino, seen.index, seen.chunk, READ_ONLY, Vec::new()).await?;
+        }
+        self.totals.change(file, |state| state.chunks.moved(location));
         Ok(())
     }
 
