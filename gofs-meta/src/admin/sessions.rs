@@ -1,8 +1,12 @@
-//! What administration asks of the session side.
+//! What administration asks of the session side, and the list of sessions.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{collections::HashMap, future::Future, pin::Pin, time::Duration};
 
+use gofs_proto::cluster;
 use gofs_tree::{FsError, Ino, LeaseMode, NamespaceId, SessionId};
+use tonic::Status;
+
+use super::{Admin, millis, namespaces::no_namespace, unreadable};
 
 /// A session as its leader sees it; the rest is in the state's record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,4 +47,37 @@ pub trait SessionInfo: Send + Sync + 'static {
         &self,
         namespace: NamespaceId,
     ) -> Pin<Box<dyn Future<Output = Result<(), FsError>> + Send + '_>>;
+}
+
+/// `ListSessions`: the state's sessions with what their leader knows of them.
+pub(super) fn list(
+    admin: &Admin,
+    request: &cluster::ListSessionsRequest,
+) -> Result<cluster::ListSessionsReply, Status> {
+    let namespaces = admin.group.state().namespaces().map_err(unreadable)?;
+    if !request.namespace.is_empty() && !namespaces.iter().any(|ns| ns.name == request.namespace) {
+        return Err(no_namespace(&request.namespace));
+    }
+    let names: HashMap<NamespaceId, String> = namespaces.into_iter().map(|ns| (ns.id, ns.name)).collect();
+    let live: HashMap<SessionId, SessionSummary> =
+        admin.sessions.sessions().into_iter().map(|session| (session.id, session)).collect();
+    let mut sessions = Vec::new();
+    for record in admin.group.state().sessions().map_err(unreadable)? {
+        let namespace = names.get(&record.namespace).cloned().unwrap_or_default();
+        if !request.namespace.is_empty() && namespace != request.namespace {
+            continue;
+        }
+        let live = live.get(&record.id);
+        sessions.push(cluster::Session {
+            id: record.id.0,
+            namespace,
+            host: record.host,
+            mount_point: record.mount_point,
+            pid: record.pid,
+            leases: live.map_or(0, |live| live.leases),
+            heard_ms: millis(live.and_then(|live| live.heard_ago)),
+            recalls_pending: live.map_or(0, |live| live.recalls_pending),
+        });
+    }
+    Ok(cluster::ListSessionsReply { sessions })
 }

@@ -417,6 +417,11 @@ impl ChunkService {
         replicas.collect()
     }
 
+    /// Whether servers have reported in this term, or had their time to.
+    pub fn is_settled(&self) -> bool {
+        self.leader.lock().settled
+    }
+
     /// The group it serves.
     pub fn group(&self) -> &Arc<MetaGroup> {
         &self.group

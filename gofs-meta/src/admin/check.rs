@@ -1,0 +1,456 @@
+//! `Check`: whether the state agrees with itself and with what the ChunkServers have.
+//!
+//! Reads while others write, so what one walk finds may be a moment's view: a problem counts
+//! when it is still found after the state was walked again, or when nothing was applied meanwhile.
+//! Holds a few dozen bytes for each inode of one namespace at a time.
+
+use std::collections::{HashMap, HashSet};
+
+use gofs_proto::cluster;
+use gofs_tree::{ChunkId, DirEntry, FileType, Ino, Name, NamespaceId, ROOT_INO, Usage};
+use tonic::Status;
+
+use super::{Admin, unreadable};
+use crate::{
+    chunks::Health,
+    state::{ChunkRecord, NamespaceRecord},
+};
+
+/// Walks until the problems found stand still.
+const WALKS_MAX: usize = 3;
+/// Problems told; the rest are counted.
+const PROBLEMS_MAX: usize = 1000;
+/// Records read at once.
+const BATCH: usize = 4096;
+
+pub(super) fn check(admin: &Admin) -> Result<cluster::CheckReply, Status> {
+    let damaged = admin.group.state().verify().map_err(|error| Status::internal(error.to_string()))?;
+    let mut last: Option<HashSet<String>> = None;
+    let mut walk = Walk::default();
+    for _ in 0..WALKS_MAX {
+        let before = admin.group.state().applied();
+        walk = Walk::default();
+        walk.state(admin)?;
+        if let Some(last) = &last {
+            walk.problems.retain(|problem| last.contains(problem));
+        }
+        if walk.problems.is_empty() || admin.group.state().applied() == before {
+            break;
+        }
+        last = Some(walk.problems.iter().cloned().collect());
+    }
+    let mut problems: Vec<String> =
+        damaged.damaged.iter().map(|damage| format!("a record is damaged: {damage}")).collect();
+    problems.append(&mut walk.problems);
+    walk.replicas(admin, &mut problems)?;
+    if problems.len() > PROBLEMS_MAX {
+        let more = problems.len() - PROBLEMS_MAX;
+        problems.truncate(PROBLEMS_MAX);
+        problems.push(format!("and {more} more problems"));
+    }
+    Ok(cluster::CheckReply {
+        inodes: walk.inodes,
+        entries: walk.entries,
+        chunks: walk.chunks,
+        orphans: walk.orphans,
+        problems,
+    })
+}
+
+/// What is known of an inode while its namespace is walked.
+struct Seen {
+    file_type: FileType,
+    nlink: u32,
+    size: u64,
+    parent: Ino,
+    blocks_4k: u64,
+    names: u32,
+    subdirs: u32,
+    names_bytes: u64,
+    chunk_blocks_4k: u64,
+    orphan: bool,
+}
+
+#[derive(Default)]
+struct Walk {
+    inodes: u64,
+    entries: u64,
+    chunks: u64,
+    orphans: u64,
+    problems: Vec<String>,
+}
+
+impl Walk {
+    fn state(&mut self, admin: &Admin) -> Result<(), Status> {
+        let namespaces = admin.group.state().namespaces().map_err(unreadable)?;
+        let mut referred = HashSet::new();
+        for namespace in &namespaces {
+            self.namespace(admin, namespace, &mut referred)?;
+        }
+        let alive: HashSet<NamespaceId> = namespaces.iter().map(|namespace| namespace.id).collect();
+        let mut after = None;
+        loop {
+            let batch = admin.group.state().chunks_from(after, BATCH).map_err(unreadable)?;
+            for (chunk, record) in &batch {
+                self.chunks += 1;
+                // Those of a deleted namespace are on their way out.
+                if !record.deleted && alive.contains(&record.namespace) && !referred.contains(chunk) {
+                    self.problems.push(format!(
+                        "chunk {chunk} says it is chunk {} of inode {} of {}, which does not refer to it",
+                        record.index.0, record.ino, record.namespace
+                    ));
+                }
+            }
+            match batch.last() {
+                Some((last, _)) if batch.len() == BATCH => after = Some(*last),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    fn namespace(
+        &mut self,
+        admin: &Admin,
+        namespace: &NamespaceRecord,
+        referred: &mut HashSet<ChunkId>,
+    ) -> Result<(), Status> {
+        let name = &namespace.name;
+        let mut inodes = read_inodes(admin, namespace.id)?;
+        self.inodes += inodes.len() as u64;
+        self.orphans(admin, namespace, &mut inodes)?;
+        self.entries(admin, namespace, &mut inodes)?;
+        self.references(admin, namespace, &mut inodes, referred)?;
+        let mut usage = Usage { bytes: 0, inodes: inodes.len() as u64 };
+        let mut numbers: Vec<Ino> = inodes.keys().copied().collect();
+        numbers.sort_unstable();
+        for ino in numbers {
+            let inode = &inodes[&ino];
+            if inode.file_type == FileType::File {
+                usage.bytes = usage.bytes.saturating_add(inode.size);
+            }
+            self.problems.extend(inode_problems(name, ino, inode));
+        }
+        if usage != namespace.usage {
+            self.problems.push(format!(
+                "namespace {name}: its usage says {} bytes and {} inodes, it has {} and {}",
+                namespace.usage.bytes, namespace.usage.inodes, usage.bytes, usage.inodes
+            ));
+        }
+        if !inodes.get(&ROOT_INO).is_some_and(|root| root.file_type == FileType::Directory) {
+            self.problems.push(format!("namespace {name}: it has no root directory"));
+        }
+        self.unreachable(name, &inodes);
+        Ok(())
+    }
+
+    fn orphans(
+        &mut self,
+        admin: &Admin,
+        namespace: &NamespaceRecord,
+        inodes: &mut HashMap<Ino, Seen>,
+    ) -> Result<(), Status> {
+        for (ino, orphan) in admin.group.state().orphans(namespace.id).map_err(unreadable)? {
+            self.orphans += 1;
+            match inodes.get_mut(&ino) {
+                Some(inode) => inode.orphan = true,
+                None => self.problems.push(format!(
+                    "namespace {}: inode {ino} is held open but does not exist",
+                    namespace.name
+                )),
+            }
+            for holder in orphan.holders {
+                if admin.group.state().session(holder).map_err(unreadable)?.is_none() {
+                    self.problems.push(format!(
+                        "namespace {}: inode {ino} is held open by session {holder}, which has ended",
+                        namespace.name
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn entries(
+        &mut self,
+        admin: &Admin,
+        namespace: &NamespaceRecord,
+        inodes: &mut HashMap<Ino, Seen>,
+    ) -> Result<(), Status> {
+        let mut after: Option<(Ino, Name)> = None;
+        loop {
+            let from = after.as_ref().map(|(parent, name)| (*parent, name));
+            let batch = admin.group.state().entries_from(namespace.id, from, BATCH).map_err(unreadable)?;
+            for (parent, name, entry) in &batch {
+                self.entries += 1;
+                let problem = take_entry(*parent, name, entry, inodes);
+                self.problems.extend(problem.map(|problem| {
+                    format!("namespace {}: entry {name:?} of directory {parent} {problem}", namespace.name)
+                }));
+            }
+            if batch.len() < BATCH {
+                return Ok(());
+            }
+            after = batch.into_iter().next_back().map(|(parent, name, _)| (parent, name));
+        }
+    }
+
+    fn references(
+        &mut self,
+        admin: &Admin,
+        namespace: &NamespaceRecord,
+        inodes: &mut HashMap<Ino, Seen>,
+        referred: &mut HashSet<ChunkId>,
+    ) -> Result<(), Status> {
+        let mut after = None;
+        loop {
+            let batch =
+                admin.group.state().chunk_refs_from(namespace.id, after, BATCH).map_err(unreadable)?;
+            for (ino, index, reference) in &batch {
+                let chunk = reference.chunk;
+                let of = format!("namespace {}: chunk {} of inode {ino}", namespace.name, index.0);
+                match inodes.get_mut(ino) {
+                    Some(inode) if inode.file_type == FileType::File => {
+                        inode.chunk_blocks_4k += u64::from(reference.blocks_4k);
+                    }
+                    Some(_) => self.problems.push(format!("{of} belongs to an inode that is no file")),
+                    None => self.problems.push(format!("{of} belongs to an inode that does not exist")),
+                }
+                if !referred.insert(chunk) {
+                    self.problems.push(format!("{of}: {chunk} is in another place of a file too"));
+                }
+                match admin.group.state().chunk(chunk).map_err(unreadable)? {
+                    None => self.problems.push(format!("{of}: {chunk} has no record")),
+                    Some(ChunkRecord { deleted: true, .. }) => {
+                        self.problems.push(format!("{of}: {chunk} is marked to be deleted"));
+                    }
+                    Some(record)
+                        if (record.namespace, record.ino, record.index) != (namespace.id, *ino, *index) =>
+                    {
+                        self.problems.push(format!(
+                            "{of}: {chunk} says it is chunk {} of inode {} of {}",
+                            record.index.0, record.ino, record.namespace
+                        ));
+                    }
+                    Some(_) => {}
+                }
+            }
+            match batch.last() {
+                Some((ino, index, _)) if batch.len() == BATCH => after = Some((*ino, *index)),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Directories whose parents do not lead to the root.
+    fn unreachable(&mut self, name: &str, inodes: &HashMap<Ino, Seen>) {
+        let mut reached = HashSet::from([ROOT_INO]);
+        for (&start, _) in inodes.iter().filter(|(_, inode)| inode.file_type == FileType::Directory) {
+            let mut path = Vec::new();
+            let mut on_path = HashSet::new();
+            let mut at = start;
+            while !reached.contains(&at) && on_path.insert(at) {
+                path.push(at);
+                match inodes.get(&at) {
+                    Some(inode) if !inode.orphan => at = inode.parent,
+                    // Named elsewhere: an orphan, or a parent that does not exist.
+                    _ => break,
+                }
+            }
+            let closed = !reached.contains(&at) && inodes.get(&at).is_some_and(|inode| !inode.orphan);
+            if closed {
+                self.problems.push(format!("namespace {name}: directory {start} is not below the root"));
+            }
+            // Each is told of once.
+            reached.extend(path);
+        }
+    }
+
+    /// Whether live servers have what the state says. Looked at now: replicas change all the time.
+    fn replicas(&self, admin: &Admin, problems: &mut Vec<String>) -> Result<(), Status> {
+        if !admin.chunks.is_settled() {
+            problems.push(
+                "replicas were not checked: not every ChunkServer has reported since this MetaServer became the \
+                 leader; check again in half a minute"
+                    .to_owned(),
+            );
+            return Ok(());
+        }
+        let chunks = &admin.chunks;
+        chunks
+            .each_chunk(|chunk, record, health| match health {
+                Health::Lost if !chunks.is_unwritten(record) => problems.push(format!(
+                    "chunk {chunk} (chunk {} of inode {} of {}) has no current replica on any live ChunkServer",
+                    record.index.0, record.ino, record.namespace
+                )),
+                Health::Under if !chunks.is_unwritten(record) => problems.push(format!(
+                    "chunk {chunk} (chunk {} of inode {} of {}) has fewer than {} current replicas",
+                    record.index.0, record.ino, record.namespace, record.goal
+                )),
+                _ => {}
+            })
+            .map_err(unreadable)
+    }
+}
+
+fn read_inodes(admin: &Admin, namespace: NamespaceId) -> Result<HashMap<Ino, Seen>, Status> {
+    let mut inodes = HashMap::new();
+    let mut after = None;
+    loop {
+        let batch = admin.group.state().inodes_from(namespace, after, BATCH).map_err(unreadable)?;
+        let full = batch.len() == BATCH;
+        after = batch.last().map(|(ino, _)| *ino);
+        inodes.extend(batch.into_iter().map(|(ino, inode)| {
+            let seen = Seen {
+                file_type: inode.file_type,
+                nlink: inode.nlink,
+                size: inode.size,
+                parent: inode.parent,
+                blocks_4k: inode.blocks_4k,
+                names: 0,
+                subdirs: 0,
+                names_bytes: 0,
+                chunk_blocks_4k: 0,
+                orphan: false,
+            };
+            (ino, seen)
+        }));
+        if !full {
+            return Ok(inodes);
+        }
+    }
+}
+
+fn take_entry(
+    parent: Ino,
+    name: &Name,
+    entry: &DirEntry,
+    inodes: &mut HashMap<Ino, Seen>,
+) -> Option<&'static str> {
+    let is_dir = entry.file_type == FileType::Directory;
+    let above = match inodes.get_mut(&parent) {
+        Some(above) if above.file_type == FileType::Directory => {
+            above.subdirs += u32::from(is_dir);
+            above.names_bytes += name.as_bytes().len() as u64;
+            None
+        }
+        Some(_) => Some("is in something that is no directory"),
+        None => Some("is in a directory that does not exist"),
+    };
+    let below = match inodes.get_mut(&entry.ino) {
+        None => Some("names an inode that does not exist"),
+        Some(inode) => {
+            inode.names += 1;
+            if inode.file_type != entry.file_type {
+                Some("gives its inode another type than the inode does")
+            } else if is_dir && inode.parent != parent {
+                Some("names a directory that says it is in another one")
+            } else if inode.orphan {
+                Some("names an inode that is marked as unlinked")
+            } else {
+                None
+            }
+        }
+    };
+    above.or(below)
+}
+
+fn inode_problems(namespace: &str, ino: Ino, inode: &Seen) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut tell = |problem: String| problems.push(format!("namespace {namespace}: inode {ino} {problem}"));
+    let is_dir = inode.file_type == FileType::Directory;
+    if inode.orphan {
+        return problems;
+    }
+    if inode.names == 0 && ino != ROOT_INO {
+        tell("has no name and nobody has it open".to_owned());
+    } else if is_dir && inode.names > 1 {
+        tell(format!("is a directory with {} names", inode.names));
+    }
+    let links = if is_dir { inode.subdirs + 2 } else { inode.names };
+    if inode.nlink != links && (inode.names > 0 || ino == ROOT_INO) {
+        tell(format!("says it has {} links, it has {links}", inode.nlink));
+    }
+    if is_dir && inode.size != inode.names_bytes {
+        tell(format!("says its names take {} bytes, they take {}", inode.size, inode.names_bytes));
+    }
+    if inode.file_type == FileType::File && inode.blocks_4k != inode.chunk_blocks_4k {
+        tell(format!(
+            "says it has {} blocks in chunks, its chunks {}",
+            inode.blocks_4k, inode.chunk_blocks_4k
+        ));
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(file_type: FileType, parent: u64) -> Seen {
+        let is_dir = file_type == FileType::Directory;
+        Seen {
+            file_type,
+            nlink: if is_dir { 2 } else { 1 },
+            size: 0,
+            parent: Ino(parent),
+            blocks_4k: 0,
+            names: 0,
+            subdirs: 0,
+            names_bytes: 0,
+            chunk_blocks_4k: 0,
+            orphan: false,
+        }
+    }
+
+    fn enter(
+        inodes: &mut HashMap<Ino, Seen>,
+        parent: u64,
+        name: &str,
+        ino: u64,
+        file_type: FileType,
+    ) -> Option<&'static str> {
+        let name = Name::new(name.as_bytes()).unwrap();
+        take_entry(Ino(parent), &name, &DirEntry { ino: Ino(ino), file_type }, inodes)
+    }
+
+    #[test]
+    fn a_sound_tree_has_no_problem_and_each_flaw_is_told() {
+        let mut inodes = HashMap::from([
+            (ROOT_INO, Seen { nlink: 3, size: 4, ..seen(FileType::Directory, 1) }),
+            (Ino(2), Seen { ..seen(FileType::Directory, 1) }),
+            (Ino(3), seen(FileType::File, 0)),
+            (Ino(4), seen(FileType::File, 0)),
+        ]);
+        assert_eq!(enter(&mut inodes, 1, "dir", 2, FileType::Directory), None);
+        assert_eq!(enter(&mut inodes, 1, "f", 3, FileType::File), None);
+        for ino in [1, 2, 3] {
+            assert_eq!(inode_problems("x", Ino(ino), &inodes[&Ino(ino)]), Vec::<String>::new());
+        }
+        assert!(inode_problems("x", Ino(4), &inodes[&Ino(4)])[0].contains("has no name"));
+        assert!(enter(&mut inodes, 2, "g", 9, FileType::File).unwrap().contains("does not exist"));
+        assert!(enter(&mut inodes, 3, "g", 4, FileType::File).unwrap().contains("no directory"));
+        assert!(enter(&mut inodes, 2, "g", 3, FileType::Directory).unwrap().contains("another type"));
+        assert!(inode_problems("x", Ino(3), &inodes[&Ino(3)])[0].contains("says it has 1 links, it has 2"));
+    }
+
+    #[test]
+    fn a_cycle_of_directories_is_not_below_the_root() {
+        let inodes = HashMap::from([
+            (ROOT_INO, seen(FileType::Directory, 1)),
+            (Ino(2), seen(FileType::Directory, 1)),
+            (Ino(3), seen(FileType::Directory, 4)),
+            (Ino(4), seen(FileType::Directory, 3)),
+        ]);
+        let mut walk = Walk::default();
+        walk.unreachable("x", &inodes);
+        assert_eq!(walk.problems.len(), 1, "{:?}", walk.problems);
+        let sound = HashMap::from([
+            (ROOT_INO, seen(FileType::Directory, 1)),
+            (Ino(2), seen(FileType::Directory, 1)),
+            (Ino(3), seen(FileType::Directory, 2)),
+        ]);
+        let mut walk = Walk::default();
+        walk.unreachable("x", &sound);
+        assert!(walk.problems.is_empty(), "{:?}", walk.problems);
+    }
+}
