@@ -76,6 +76,18 @@ impl LeaseTable {
         if tell { Closing::TellServer } else { Closing::Nothing }
     }
 
+    /// Whether the server may be told that it is closed. Where it was opened again the server counts it still,
+    /// so the next close is told instead.
+    pub fn still_closed(&mut self, ino: Ino) -> bool {
+        match self.inodes.get_mut(&ino).filter(|entry| entry.opens > 0) {
+            Some(entry) => {
+                entry.registered = true;
+                false
+            }
+            None => true,
+        }
+    }
+
     /// Whether it is open here.
     pub fn is_open(&self, ino: Ino) -> bool {
         self.inodes.get(&ino).is_some_and(|entry| entry.opens > 0)

@@ -111,8 +111,10 @@ impl Core {
     pub fn tell_closed(self: &Arc<Self>, ino: Ino) {
         let core = self.clone();
         self.runtime.spawn(async move {
-            if let Err(error) = core.session.call_long(Closed { ino: ino.0 }, |_| Ok(())).await {
-                tracing::debug!(%ino, %error, "a close could not be told");
+            // After a reconnection it may be open again, and then the server must not be told otherwise.
+            let still_closed = || core.table.lock().still_closed(ino);
+            if let Err(error) = core.session.tell(Closed { ino: ino.0 }, still_closed).await {
+                tracing::debug!(%ino, %error, "a close was not told");
             }
         });
     }

@@ -136,9 +136,9 @@ impl Session {
         F: Fn(R::Reply) -> Result<T, FsError> + Clone + Send + 'static,
     {
         match self.wait {
-            Wait::Hard => self.call_hard(None, &request, then).await,
+            Wait::Hard => self.call_hard(None, &request, then, || true).await,
             Wait::Soft(time) => {
-                self.bounded(time, self.call_hard(None, &request, then)).await.unwrap_or_else(|_| {
+                self.bounded(time, self.call_hard(None, &request, then, || true)).await.unwrap_or_else(|_| {
                     tracing::warn!(request = kind::name(R::KIND), ?time, "gave up (soft mount)");
                     Err(FsError::Io)
                 })
@@ -153,7 +153,16 @@ impl Session {
         T: Send + 'static,
         F: Fn(R::Reply) -> Result<T, FsError> + Clone + Send + 'static,
     {
-        self.call_hard(None, &request, then).await
+        self.call_hard(None, &request, then, || true).await
+    }
+
+    /// Tells the server something, for as long as it takes but only while `wanted` says that it is (still) so.
+    pub async fn tell<R: Request>(
+        &self,
+        request: R,
+        wanted: impl Fn() -> bool + Send,
+    ) -> Result<(), FsError> {
+        self.call_hard(None, &request, |_| Ok(()), wanted).await
     }
 
     /// One edit, exactly once. `Io` where the session ended before its outcome was known.
@@ -189,7 +198,7 @@ impl Session {
         let number = self.numbers.begin(generation);
         edits.first_seq = number.seq.0;
         edits.answered_seq = number.answered.0;
-        let result = self.call_hard(Some(generation), &edits, then).await;
+        let result = self.call_hard(Some(generation), &edits, then, || true).await;
         self.numbers.end(generation, number.seq);
         result
     }
@@ -204,6 +213,7 @@ impl Session {
         generation: Option<Generation>,
         request: &R,
         then: F,
+        wanted: impl Fn() -> bool,
     ) -> Result<T, FsError>
     where
         R: Request,
@@ -223,6 +233,9 @@ impl Session {
             }
             let link = &connection.link;
             link.ready().await;
+            if !wanted() {
+                return Err(FsError::Interrupted);
+            }
             let then = then.clone();
             match link.call_then(request, Vec::new(), move |reply, _| then(reply)).await {
                 Ok(result) => return result,
