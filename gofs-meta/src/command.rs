@@ -117,6 +117,14 @@ pub enum Command {
         /// The edits, in order.
         edits: Vec<Edit>,
     },
+    /// Edits that the leader makes by itself, which need no dedup: each is refused or does nothing where it was
+    /// applied before. Answers `Edits`.
+    ServerEdits {
+        /// Whose tree.
+        namespace: NamespaceId,
+        /// The edits, in order.
+        edits: Vec<Edit>,
+    },
     /// A mount begins. Answers `Session`; also where that session is there with the same token.
     OpenSession {
         /// Never used before.
@@ -262,6 +270,7 @@ const SET_CHUNK_VERSION: u8 = 8;
 const FORGET_CHUNK: u8 = 9;
 const REGISTER_SERVER: u8 = 10;
 const INIT_CLUSTER: u8 = 11;
+const SERVER_EDITS: u8 = 12;
 
 impl Encode for Command {
     fn encode(&self, buffer: &mut Vec<u8>) {
@@ -274,6 +283,14 @@ impl Encode for Command {
                 out.u64(first_seq.0);
                 out.u64(answered.0);
                 out.u32(u32::try_from(edits.len()).expect("a batch of edits is bounded by its frame"));
+                for edit in edits {
+                    out.nested(|buffer| edit.encode(buffer));
+                }
+            }
+            Command::ServerEdits { namespace, edits } => {
+                out.u8(SERVER_EDITS);
+                out.u32(namespace.0);
+                out.u32(u32::try_from(edits.len()).expect("a batch of edits is bounded by its request"));
                 for edit in edits {
                     out.nested(|buffer| edit.encode(buffer));
                 }
@@ -349,6 +366,15 @@ impl Encode for Command {
                     edits.push(Edit::decode(from.bytes()?)?);
                 }
                 Command::Edits { session, first_seq, answered, edits }
+            }
+            SERVER_EDITS => {
+                let namespace = NamespaceId(from.u32()?);
+                let count = from.count(4)?;
+                let mut edits = Vec::with_capacity(count);
+                for _ in 0..count {
+                    edits.push(Edit::decode(from.bytes()?)?);
+                }
+                Command::ServerEdits { namespace, edits }
             }
             OPEN_SESSION => Command::OpenSession {
                 session: SessionId(from.u64()?),

@@ -10,5 +10,6 @@ pub mod group;
 pub mod heartbeat;
 pub mod lease;
 pub mod lock;
+pub mod service;
 pub mod session;
 pub mod state;

@@ -241,6 +241,11 @@ impl LeaseTable {
         effects.push(Effect::Run(id));
     }
 
+    /// The inodes that an operation takes: all it needed and the optional ones that could be had.
+    pub fn inodes_of(&self, id: OpId) -> HashSet<Ino> {
+        self.ops.get(&id).map(|op| op.needs.iter().map(|need| need.ino).collect()).unwrap_or_default()
+    }
+
     /// Operations that wait for any of these inodes.
     pub(super) fn waiting_on(&self, inos: impl IntoIterator<Item = Ino>) -> BTreeSet<OpId> {
         let entries = inos.into_iter().filter_map(|ino| self.inodes.get(&ino));

@@ -126,6 +126,11 @@ impl SessionTable {
         self.sessions.get(&session).is_some_and(|known| known.phase != Phase::Ending)
     }
 
+    /// What a session that lives mounts.
+    pub fn namespace_of(&self, session: SessionId) -> Option<NamespaceId> {
+        self.sessions.get(&session).filter(|known| known.phase != Phase::Ending).map(|known| known.namespace)
+    }
+
     /// From now on nothing of the session is accepted. False where it is over already.
     pub fn begin_end(&mut self, session: SessionId) -> bool {
         match self.sessions.get_mut(&session) {

@@ -166,6 +166,7 @@ impl Batch<'_> {
             Command::Edits { session, first_seq, answered, edits } => {
                 self.edits(*session, *first_seq, *answered, edits)?
             }
+            Command::ServerEdits { namespace, edits } => self.server_edits(*namespace, edits)?,
             Command::OpenSession { session, namespace, token, host, mount_point, pid } => {
                 self.open_session(SessionRecord {
                     id: *session,
@@ -249,6 +250,20 @@ impl Batch<'_> {
             results
         })?;
         self.set(progress_key, Record::Progress(Arc::new(progress)));
+        Ok(Ok(CommandOutcome::Edits(results)))
+    }
+
+    fn server_edits(
+        &mut self,
+        namespace: NamespaceId,
+        edits: &[Edit],
+    ) -> Result<Result<CommandOutcome, Refusal>, StateError> {
+        let Some((_, config)) = self.namespace(namespace)? else {
+            return Ok(Err(Refusal::NoNamespace(namespace)));
+        };
+        let results = self.in_tree(namespace, config, |view| {
+            edits.iter().map(|edit| apply_edit(view, namespace, edit)).collect()
+        })?;
         Ok(Ok(CommandOutcome::Edits(results)))
     }
 

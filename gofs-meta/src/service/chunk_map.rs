@@ -1,0 +1,164 @@
+//! Where the bytes of a file are: ChunkMap, Allocate, ReplicaFailed, BadReplica.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use gofs_proto::{convert, session as wire};
+use gofs_tree::{
+    ChunkId, ChunkIndex, ChunkRef, ChunkServerId, ChunkVersion, EditOp, FileType, FsError, Ino, Store,
+};
+
+use super::answer::Answer;
+use super::connection::Member;
+use super::edits::commit_server_edits;
+use super::node::inode;
+use super::{Location, Refusal};
+use crate::lease::Need;
+use crate::state::{ChunkRecord, TreeView};
+
+/// Most chunks of one ChunkMap.
+const MAP_MAX: u32 = 8192;
+/// Most chunks of one Allocate.
+const ALLOCATE_MAX: usize = 1024;
+/// Version of a chunk that was just made.
+const FIRST_VERSION: ChunkVersion = ChunkVersion(1);
+
+fn location(member: &Member, index: ChunkIndex, reference: ChunkRef) -> wire::ChunkLocation {
+    let known = member.term.shared.chunks.locate(reference.chunk);
+    let Location { version, replicas } = known.unwrap_or(Location { version: ChunkVersion(0), replicas: Vec::new() });
+    to_wire(index, reference.chunk, reference.blocks_4k, version, replicas)
+}
+
+fn to_wire(
+    index: ChunkIndex,
+    chunk: ChunkId,
+    blocks_4k: u32,
+    version: ChunkVersion,
+    replicas: Vec<(ChunkServerId, String)>,
+) -> wire::ChunkLocation {
+    let replica = |(server, address): (ChunkServerId, String)| wire::Replica { server: server.0, address };
+    wire::ChunkLocation {
+        index: index.0,
+        chunk: chunk.0,
+        version: version.0,
+        blocks_4k,
+        replicas: replicas.into_iter().map(replica).collect(),
+    }
+}
+
+fn file(tree: &TreeView, ino: Ino) -> Result<(), FsError> {
+    match inode(tree, ino)?.file_type {
+        FileType::File => Ok(()),
+        FileType::Directory => Err(FsError::IsDirectory),
+        _ => Err(FsError::Invalid),
+    }
+}
+
+/// The chunks that exist in a range.
+pub(super) async fn serve(
+    member: Arc<Member>,
+    request: wire::ChunkMap,
+    answer: Answer<wire::ChunkMap>,
+) -> Result<(), Refusal> {
+    let ino = convert::ino(request.ino)?;
+    let operation = member.look(vec![Need::read(ino)]).await?;
+    let tree = member.tree();
+    file(&tree, ino)?;
+    let end = request.first.saturating_add(request.count.min(MAP_MAX));
+    let chunks = tree.chunks_from(ino, ChunkIndex(request.first))?;
+    let inside = chunks.into_iter().take_while(|(index, _)| index.0 < end);
+    let chunks = inside.map(|(index, reference)| location(&member, index, reference)).collect();
+    operation.finish(|_| answer.send(&wire::ChunkMapReply { chunks }));
+    Ok(())
+}
+
+/// Chunks at these indexes, made where they are missing.
+pub(super) async fn allocate(
+    member: Arc<Member>,
+    request: wire::Allocate,
+    answer: Answer<wire::Allocate>,
+) -> Result<(), Refusal> {
+    let ino = convert::ino(request.ino)?;
+    let indexes: BTreeSet<ChunkIndex> = request.indexes.iter().copied().map(ChunkIndex).collect();
+    if indexes.len() > ALLOCATE_MAX {
+        return Err(Refusal::BadRequest(format!("more than {ALLOCATE_MAX} chunks at once")));
+    }
+    let operation = member.look(vec![Need::change(ino)]).await?;
+    let tree = member.tree();
+    file(&tree, ino)?;
+    let record = member.term.shared.group.state().namespace(member.namespace())?.ok_or(Refusal::NoSession)?;
+    let mut chunks = Vec::with_capacity(indexes.len());
+    let mut made = Vec::new();
+    for index in indexes {
+        if let Some(reference) = tree.chunk(ino, index)? {
+            chunks.push(location(&member, index, reference));
+            continue;
+        }
+        let servers = member.term.shared.chunks.place(record.config.replicas)?;
+        made.push((index, member.term.new_chunk(), servers));
+    }
+    let edits = made.iter().map(|&(index, chunk, _)| EditOp::AddChunk { ino, index, chunk }).collect::<Vec<_>>();
+    if !edits.is_empty() {
+        let results = commit_server_edits(&member, edits).await?;
+        // What went well stays: a repeated request finds it.
+        let mut refused = None;
+        for ((index, chunk, servers), result) in made.into_iter().zip(results) {
+            match result {
+                Ok(_) => {
+                    let ids: Vec<ChunkServerId> = servers.iter().map(|(server, _)| *server).collect();
+                    member.term.shared.chunks.assigned(chunk, FIRST_VERSION, &ids);
+                    chunks.push(to_wire(index, chunk, 0, FIRST_VERSION, servers));
+                }
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        if let Some(error) = refused {
+            return Err(error.into());
+        }
+    }
+    chunks.sort_by_key(|chunk| chunk.index);
+    operation.finish(|_| answer.send(&wire::AllocateReply { chunks }));
+    Ok(())
+}
+
+/// The chunk's record, if it is of the session's namespace.
+fn own_chunk(member: &Member, chunk: ChunkId) -> Result<ChunkRecord, Refusal> {
+    let record = member.term.shared.group.state().chunk(chunk)?;
+    let own = record.filter(|record| record.namespace == member.namespace() && !record.deleted);
+    own.ok_or(Refusal::Fs(FsError::Stale))
+}
+
+/// Servers did not take a write: the chunk goes on without them. No lease is looked at: the writer has it, and the
+/// version decides between two that ask.
+pub(super) async fn replica_failed(
+    member: Arc<Member>,
+    request: wire::ReplicaFailed,
+    answer: Answer<wire::ReplicaFailed>,
+) -> Result<(), Refusal> {
+    let (chunk, index) = (ChunkId(request.chunk), ChunkIndex(request.index));
+    let ino = convert::ino(request.ino)?;
+    let record = own_chunk(&member, chunk)?;
+    if (record.ino, record.index) != (ino, index) {
+        return Err(FsError::Stale.into());
+    }
+    let failed: Vec<ChunkServerId> = request.servers.iter().copied().map(ChunkServerId).collect();
+    let chunks = &member.term.shared.chunks;
+    let Location { version, replicas } =
+        chunks.replica_failed(chunk, ChunkVersion(request.version), &failed).await?;
+    let blocks_4k = member.tree().chunk(ino, index)?.map_or(0, |reference| reference.blocks_4k);
+    let chunk = Some(to_wire(index, chunk, blocks_4k, version, replicas));
+    answer.send(&wire::ReplicaFailedReply { chunk });
+    Ok(())
+}
+
+/// A read found bad bytes, or no chunk.
+pub(super) async fn bad_replica(
+    member: Arc<Member>,
+    request: wire::BadReplica,
+    answer: Answer<wire::BadReplica>,
+) -> Result<(), Refusal> {
+    own_chunk(&member, ChunkId(request.chunk))?;
+    member.term.shared.chunks.bad_replica(ChunkId(request.chunk), ChunkServerId(request.server), request.corrupt);
+    answer.send(&wire::BadReplicaReply {});
+    Ok(())
+}

@@ -1,0 +1,260 @@
+//! Edits: changes of the tree, each under the leases that it needs, committed through the EditLog.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use gofs_proto::{convert, session as wire};
+use gofs_tree::{
+    Edit, EditOp, EditSeq, FsError, Ino, LeaseMode, NewNode, Outcome, Store, Timestamp,
+};
+
+use super::answer::Answer;
+use super::connection::Member;
+use super::node::node;
+use super::operation::{Grants, Operation};
+use super::plan::Plan;
+use super::{AGAIN_MAX, Refusal};
+use crate::command::{Command, CommandOutcome};
+use crate::lease::Need;
+
+/// Most edits of one request: so that a reply with the largest inline files still fits into a frame.
+const EDITS_MAX: usize = 24;
+
+/// What a session says about its own handles.
+#[derive(Clone, Copy)]
+struct Opens {
+    here: bool,
+    keep: bool,
+}
+
+/// Why a reply shows an inode, and so how a grant on it comes about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Showing {
+    /// A directory whose entries changed: a lease that is held stays.
+    Directory,
+    /// What the edit was about.
+    Subject(LeaseMode),
+    /// What the edit made.
+    New(LeaseMode),
+}
+
+/// An edit that was committed, and what its reply shows.
+struct Done {
+    operation: Operation,
+    outcome: Outcome,
+    nodes: Vec<(Ino, Showing, wire::Node)>,
+    /// The inode that was removed for good.
+    gone: Option<Ino>,
+    /// The inode without a name that the session has open.
+    orphan: Option<Ino>,
+    /// A new file that the session has open.
+    kept: Option<Ino>,
+}
+
+pub(super) async fn serve(
+    member: Arc<Member>,
+    request: wire::Edits,
+    answer: Answer<wire::Edits>,
+) -> Result<(), Refusal> {
+    let edits = request.edits.iter().map(|bytes| convert::edit(bytes)).collect::<Result<Vec<Edit>, _>>()?;
+    if edits.is_empty() || edits.len() > EDITS_MAX || request.first_seq == 0 {
+        return Err(Refusal::BadRequest(format!("1 to {EDITS_MAX} edits, numbered from 1")));
+    }
+    let opens = Opens { here: request.open_here, keep: request.keep_open };
+    let answered = EditSeq(request.answered_seq);
+    let last = edits.len() - 1;
+    let mut results = Vec::with_capacity(edits.len());
+    for (at, edit) in edits.into_iter().enumerate() {
+        let seq = EditSeq(request.first_seq.saturating_add(at as u64));
+        match run(&member, seq, answered, edit, opens).await? {
+            // A grant must leave before the next recall does, so only the last edit has some.
+            Ok(done) if at < last => done.finish(&member, false, |result| results.push(result)),
+            Ok(done) => {
+                done.finish(&member, true, |result| {
+                    results.push(result);
+                    answer.send(&wire::EditsReply { results });
+                });
+                return Ok(());
+            }
+            Err(error) => results.push(wire::EditResult::new(Err(error), Vec::new())),
+        }
+    }
+    answer.send(&wire::EditsReply { results });
+    Ok(())
+}
+
+/// Waits for the edit's turn and commits it.
+async fn run(
+    member: &Arc<Member>,
+    seq: EditSeq,
+    answered: EditSeq,
+    edit: Edit,
+    opens: Opens,
+) -> Result<Result<Done, FsError>, Refusal> {
+    for _ in 0..AGAIN_MAX {
+        // What the names mean is known only when the operation runs; then they may mean something else.
+        let expected = plan(member, &edit.op)?;
+        let operation = member.operate(expected.needs.clone()).await?;
+        let plan = plan(member, &edit.op)?;
+        if !plan.inodes.iter().all(|ino| expected.inodes.contains(ino)) {
+            continue;
+        }
+        let edit = fill_in(member, &operation, &edit, &plan, opens)?;
+        let chosen = if let EditOp::Create { ino, .. } = &edit.op { Some(*ino) } else { None };
+        let new = if let EditOp::Create { node, .. } = &edit.op { Some(new_mode(node)) } else { None };
+        let session = member.session;
+        let command = Command::Edits { session, first_seq: seq, answered, edits: vec![edit] };
+        let outcome = match member.term.shared.group.propose(command).await? {
+            CommandOutcome::Edits(results) => results.into_iter().next(),
+            CommandOutcome::Refused(refusal) => return Err(refusal.into()),
+            _ => None,
+        };
+        let outcome = match outcome.ok_or_else(|| Refusal::Retry("the state did not answer an edit".into()))? {
+            Ok(outcome) => outcome,
+            Err(error) => return Ok(Err(error)),
+        };
+        return Ok(Ok(show(member, operation, plan, outcome, chosen, new, opens).await?));
+    }
+    Err(Refusal::Retry("the names keep changing".into()))
+}
+
+fn plan(member: &Member, op: &EditOp) -> Result<Plan, Refusal> {
+    let plan = Plan::of(&member.tree(), op)?;
+    plan.ok_or_else(|| Refusal::BadRequest("an edit that only servers make".into()))
+}
+
+/// The lease that comes with a new inode.
+fn new_mode(node: &NewNode) -> LeaseMode {
+    if *node == NewNode::File { LeaseMode::Write } else { LeaseMode::Read }
+}
+
+/// Chooses what the server chooses: a new inode's number, and who has an inode open that may lose its last name.
+fn fill_in(
+    member: &Member,
+    operation: &Operation,
+    edit: &Edit,
+    plan: &Plan,
+    opens: Opens,
+) -> Result<Edit, Refusal> {
+    let mut edit = edit.clone();
+    match &mut edit.op {
+        EditOp::Create { ino, .. } => {
+            if ino.0 != 0 {
+                return Err(Refusal::BadRequest("a new inode's number is the server's to choose".into()));
+            }
+            *ino = member.space.new_ino();
+        }
+        EditOp::Unlink { holders, .. } | EditOp::Rmdir { holders, .. } | EditOp::Rename { holders, .. } => {
+            *holders = plan.removes.map(|ino| operation.holders(ino)).unwrap_or_default();
+            if plan.removes.is_some() && opens.here {
+                holders.push(member.session);
+            }
+            holders.sort_unstable();
+            holders.dedup();
+        }
+        _ => {}
+    }
+    Ok(edit)
+}
+
+/// Reads what the reply shows. A repeated edit was answered from the record of the first time, and may be about
+/// inodes that were not needed this time: these are waited for now.
+async fn show(
+    member: &Arc<Member>,
+    operation: Operation,
+    plan: Plan,
+    outcome: Outcome,
+    chosen: Option<Ino>,
+    new: Option<LeaseMode>,
+    opens: Opens,
+) -> Result<Done, Refusal> {
+    let mut subjects = plan.inodes.clone();
+    subjects.extend([Some(outcome.ino), outcome.removed].into_iter().flatten());
+    subjects.sort_unstable();
+    subjects.dedup();
+    subjects.retain(|ino| !plan.directories.contains(ino));
+    let is_new = |ino: Ino| chosen == Some(ino);
+    let repeated = subjects.iter().any(|&ino| !is_new(ino) && !plan.inodes.contains(&ino));
+    let operation = if repeated {
+        drop(operation);
+        let mode = |&ino: &Ino| if new == Some(LeaseMode::Write) { Need::change(ino) } else { Need::read(ino) };
+        let needs = subjects.iter().map(mode).chain(plan.directories.iter().copied().map(Need::read));
+        member.operate(needs.collect()).await?
+    } else {
+        operation
+    };
+    let tree = member.tree();
+    let mut nodes = Vec::new();
+    let directories = plan.directories.iter().map(|&ino| (ino, Showing::Directory));
+    let subjects = subjects.into_iter().map(|ino| match new {
+        Some(mode) if is_new(ino) => (ino, Showing::New(mode)),
+        Some(mode) => (ino, Showing::Subject(mode)),
+        None => (ino, Showing::Subject(LeaseMode::Read)),
+    });
+    for (ino, showing) in directories.chain(subjects) {
+        if let Some(inode) = tree.inode(ino)? {
+            nodes.push((ino, showing, node(member, ino, &inode)?));
+        }
+    }
+    let stays = match outcome.removed {
+        Some(ino) => tree.inode(ino)?.is_some(),
+        None => false,
+    };
+    Ok(Done {
+        operation,
+        gone: outcome.removed.filter(|_| !stays),
+        orphan: outcome.removed.filter(|_| stays && opens.here),
+        kept: new.filter(|mode| opens.keep && *mode == LeaseMode::Write).map(|_| outcome.ino),
+        outcome,
+        nodes,
+    })
+}
+
+impl Done {
+    /// Makes the result, with grants if they can be given, and lets others go on.
+    fn finish(self, member: &Member, with_grants: bool, reply: impl FnOnce(wire::EditResult)) {
+        let Done { operation, outcome, nodes, gone, orphan, kept } = self;
+        operation.finish(|grants| {
+            let mut shown = Vec::with_capacity(nodes.len());
+            for (ino, showing, node) in nodes {
+                let grant = if with_grants { grant(grants, ino, showing) } else { None };
+                if kept == Some(ino) && grant.is_none() {
+                    grants.leases.register_open(member.session, ino);
+                }
+                shown.push(wire::Node { grant, ..node });
+            }
+            if let Some(ino) = gone {
+                grants.leases.forget_inode(ino);
+            }
+            if let Some(ino) = orphan {
+                grants.leases.register_open(member.session, ino);
+            }
+            reply(wire::EditResult::new(Ok(outcome), shown));
+        });
+    }
+}
+
+fn grant(grants: &mut Grants<'_>, ino: Ino, showing: Showing) -> Option<wire::Grant> {
+    match showing {
+        Showing::Directory => grants.confirm(ino),
+        Showing::Subject(mode) => grants.grant(ino, mode),
+        Showing::New(mode) => grants.grant_new(ino, mode),
+    }
+}
+
+/// Commits edits that the server makes by itself.
+pub(super) async fn commit_server_edits(
+    member: &Member,
+    ops: Vec<EditOp>,
+) -> Result<Vec<Result<Outcome, FsError>>, Refusal> {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let secs = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
+    let time = Timestamp::new(secs, since_epoch.subsec_nanos());
+    let edits = ops.into_iter().map(|op| Edit { time, op }).collect();
+    let command = Command::ServerEdits { namespace: member.namespace(), edits };
+    match member.term.shared.group.propose(command).await? {
+        CommandOutcome::Edits(results) => Ok(results),
+        CommandOutcome::Refused(refusal) => Err(refusal.into()),
+        other => Err(Refusal::Retry(format!("the state answered {other:?} to edits"))),
+    }
+}

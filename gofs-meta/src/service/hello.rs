@@ -1,0 +1,158 @@
+//! Hello: a session begins, or goes on over a new connection.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use gofs_proto::{Link, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, convert, session as wire};
+use gofs_tree::{FileType, FsError, Ino, Name, PATH_MAX, ROOT_INO, SessionId, Store};
+
+use super::answer::Answer;
+use super::connection::Member;
+use super::space::ConnectionId;
+use super::{Refusal, Service, locks};
+use crate::command::{Command, CommandOutcome};
+use crate::lease::HeldLease;
+use crate::state::{NamespaceRecord, TreeView};
+
+/// Longest host name and mount point kept for people, bytes.
+const LABEL_MAX: usize = 4096;
+
+/// Answers a Hello and, if that succeeds, puts the session into `cell`.
+pub(super) async fn serve(
+    service: &Arc<Service>,
+    connection: ConnectionId,
+    link: &Arc<Link>,
+    cell: &OnceLock<Arc<Member>>,
+    hello: wire::Hello,
+    answer: &Answer<wire::Hello>,
+) -> Result<(), Refusal> {
+    let version = gofs_proto::negotiate(hello.version, hello.oldest_version).ok_or_else(|| {
+        Refusal::BadVersion(format!(
+            "this MetaServer speaks protocol versions {OLDEST_PROTOCOL_VERSION} to {PROTOCOL_VERSION}, the mount \
+             {} to {}: update the older one",
+            hello.oldest_version, hello.version
+        ))
+    })?;
+    let term = service.term()?;
+    term.shared.group.confirm_leader().await?;
+    let state = term.shared.group.state();
+    let known = convert::session_id(hello.session);
+    let record = match known {
+        None => {
+            let name = &hello.namespace;
+            state.namespace_by_name(name)?.ok_or_else(|| {
+                Refusal::NoNamespace(format!("no namespace {name:?}; make it with: gofsctl ns create {name}"))
+            })?
+        }
+        Some(session) => {
+            let session = state.session(session)?.filter(|record| record.token[..] == hello.token[..]);
+            let session = session.ok_or(Refusal::NoSession)?;
+            state.namespace(session.namespace)?.ok_or(Refusal::NoSession)?
+        }
+    };
+    let root = match resolve(&state.tree(record.id), &hello.subdir) {
+        Ok(root) => root,
+        // A session that goes on keeps the directory that it began with; only its name has gone.
+        Err(_) if known.is_some() => ROOT_INO,
+        Err(error) => return Err(error.into()),
+    };
+    let (session, token) = match known {
+        Some(session) => (session, hello.token.clone()),
+        None => open(&term, &record, &hello).await?,
+    };
+    let applied = state.applied_seq(session)?;
+    let mut welcome = wire::Welcome {
+        version,
+        cluster: state.cluster()?.map(|cluster| Bytes::copy_from_slice(&cluster)).unwrap_or_default(),
+        session: session.0,
+        token,
+        namespace_id: record.id.0,
+        root: root.0,
+        chunk_size: record.config.chunk_size.bytes(),
+        inline_max: record.config.inline_max,
+        replicas: record.config.replicas,
+        quota_bytes: record.config.quota_bytes,
+        quota_inodes: record.config.quota_inodes,
+        validity_ms: u32::try_from(term.shared.times.validity.as_millis()).unwrap_or(u32::MAX),
+        refused_leases: Vec::new(),
+        applied_seq: applied.0,
+    };
+    let held = hello.leases.iter().map(held_lease).collect::<Result<Vec<_>, Refusal>>()?;
+    let opens = hello.opens.iter().map(|&ino| convert::ino(ino)).collect::<Result<Vec<Ino>, _>>()?;
+    let locks = hello.locks.iter().map(|lock| locks::from_wire(session, lock)).collect::<Result<Vec<_>, _>>()?;
+    let space = term.space(record.id)?;
+    let member = Member { term: term.clone(), space: space.clone(), session, connection };
+    {
+        // Grace must not end, nor the session, before its leases are back in the table.
+        let mut sessions = term.sessions.lock();
+        let now = term.shared.now();
+        if known.is_none() {
+            sessions.opened(now, session, record.id);
+        } else if !sessions.is_live(session) {
+            return Err(Refusal::NoSession);
+        }
+        let reclaim = sessions.in_grace();
+        let mut inner = space.lock();
+        space.attach(&mut inner, session, connection, link.clone());
+        let (refused, effects) = inner.leases.resume(now, session, &held, &opens, reclaim);
+        let granted = inner.locks.resume(session, &locks);
+        welcome.refused_leases = refused.iter().map(|ino| ino.0).collect();
+        // Requests are accepted from when the client may have read the answer.
+        let _ = cell.set(Arc::new(member));
+        answer.send(&welcome);
+        space.perform(&mut inner, effects);
+        inner.grant_locks(granted);
+        drop(inner);
+        sessions.hello(now, session);
+    }
+    term.publish_grace();
+    tracing::info!(%session, ns = %record.id, peer = %link.peer(), host = hello.host, mount_point = hello.mount_point,
+        new = known.is_none(), "a mount is here");
+    Ok(())
+}
+
+async fn open(
+    term: &super::Term,
+    record: &NamespaceRecord,
+    hello: &wire::Hello,
+) -> Result<(SessionId, Bytes), Refusal> {
+    if hello.host.len() > LABEL_MAX || hello.mount_point.len() > LABEL_MAX {
+        return Err(Refusal::BadRequest(format!("host or mount point longer than {LABEL_MAX} bytes")));
+    }
+    let token: [u8; 16] = rand::random();
+    let command = Command::OpenSession {
+        session: term.new_session(),
+        namespace: record.id,
+        token,
+        host: hello.host.clone(),
+        mount_point: hello.mount_point.clone(),
+        pid: hello.pid,
+    };
+    match term.shared.group.propose(command).await? {
+        CommandOutcome::Session(session) => Ok((session, Bytes::copy_from_slice(&token))),
+        CommandOutcome::Refused(refusal) => Err(refusal.into()),
+        other => Err(Refusal::Retry(format!("the state answered {other:?} to a new session"))),
+    }
+}
+
+fn held_lease(lease: &wire::HeldLease) -> Result<HeldLease, Refusal> {
+    let lease = convert::Grant::try_from(lease)?;
+    Ok(HeldLease { ino: lease.ino, mode: lease.mode, epoch: lease.epoch })
+}
+
+/// The directory of that path in the namespace.
+fn resolve(tree: &TreeView, path: &[u8]) -> Result<Ino, FsError> {
+    if path.len() > PATH_MAX {
+        return Err(FsError::NameTooLong);
+    }
+    let mut at = ROOT_INO;
+    for part in path.split(|&byte| byte == b'/').filter(|part| !part.is_empty()) {
+        let name = Name::new(part).map_err(|_| FsError::NotFound)?;
+        let entry = tree.entry(at, &name)?.ok_or(FsError::NotFound)?;
+        if entry.file_type != FileType::Directory {
+            return Err(FsError::NotDirectory);
+        }
+        at = entry.ino;
+    }
+    Ok(at)
+}

@@ -1,0 +1,39 @@
+//! KeepAlive and Goodbye.
+
+use std::sync::Arc;
+
+use gofs_proto::session as wire;
+
+use super::Refusal;
+use super::answer::Answer;
+use super::connection::Member;
+
+/// Renews the session. Only a server that is sure to lead may do that: another leader would count from its own start.
+pub(super) async fn keep_alive(
+    member: Arc<Member>,
+    _: wire::KeepAlive,
+    answer: Answer<wire::KeepAlive>,
+) -> Result<(), Refusal> {
+    member.term.shared.group.confirm_leader().await?;
+    if !member.term.sessions.lock().heard(member.term.shared.now(), member.session) {
+        return Err(Refusal::NoSession);
+    }
+    let record = member.term.shared.group.state().namespace(member.namespace())?.ok_or(Refusal::NoSession)?;
+    answer.send(&wire::KeepAliveReply {
+        quota_bytes: record.config.quota_bytes,
+        quota_inodes: record.config.quota_inodes,
+    });
+    Ok(())
+}
+
+/// Ends the session: everything was flushed and nothing is held.
+pub(super) async fn goodbye(
+    member: Arc<Member>,
+    _: wire::Goodbye,
+    answer: Answer<wire::Goodbye>,
+) -> Result<(), Refusal> {
+    tracing::info!(session = %member.session, ns = %member.namespace(), "a mount has left");
+    member.term.end_session(member.session, member.namespace(), false).await?;
+    answer.send(&wire::GoodbyeReply {});
+    Ok(())
+}

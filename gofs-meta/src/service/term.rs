@@ -1,0 +1,205 @@
+//! One term of leadership: its sessions, its namespaces' tables, its allocators, and the clock's work.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use gofs_tree::{ChunkId, LeaseEpoch, NamespaceId, SessionId};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::space::Space;
+use super::{Refusal, Shared};
+use crate::command::{self, Command, CommandOutcome};
+use crate::session::SessionTable;
+
+/// How often silence, late recalls and circles are looked for: the precision of all these times.
+const TICK: Duration = Duration::from_millis(250);
+/// Longest wait for the ChunkServers when a session is fenced, beyond their own bound.
+const FENCE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Epochs of one term; the next term's are above them.
+const EPOCH_BITS: u32 = 40;
+
+pub(crate) struct Term {
+    pub shared: Arc<Shared>,
+    number: u64,
+    /// Locked before a space, never after it.
+    pub sessions: Mutex<SessionTable>,
+    spaces: Mutex<HashMap<NamespaceId, Arc<Space>>>,
+    next_session: AtomicU64,
+    next_chunk: AtomicU64,
+    grace: watch::Sender<Grace>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Grace {
+    Waiting,
+    Open,
+    TermOver,
+}
+
+impl Term {
+    /// Reads what the state knows and starts to serve.
+    pub async fn begin(shared: Arc<Shared>, number: u64) -> Result<Arc<Term>, Refusal> {
+        let state = shared.group.state();
+        if state.cluster()?.is_none() {
+            let cluster = rand::random();
+            shared.group.propose(Command::InitCluster { cluster }).await?;
+        }
+        let known: Vec<_> = state.sessions()?.into_iter().map(|record| (record.id, record.namespace)).collect();
+        let counters = state.counters()?;
+        let sessions = SessionTable::new(shared.now(), shared.times, known);
+        let grace = if sessions.in_grace() { Grace::Waiting } else { Grace::Open };
+        let term = Arc::new(Term {
+            shared,
+            number,
+            sessions: Mutex::new(sessions),
+            spaces: Mutex::default(),
+            next_session: AtomicU64::new(counters.next_session.0),
+            next_chunk: AtomicU64::new(counters.next_chunk.0),
+            grace: watch::channel(grace).0,
+        });
+        tokio::spawn(term.clone().watch_clock());
+        Ok(term)
+    }
+
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub fn in_grace(&self) -> bool {
+        *self.grace.borrow() == Grace::Waiting
+    }
+
+    /// Nothing of this term is used any more.
+    pub fn end(&self) {
+        self.grace.send_replace(Grace::TermOver);
+        for space in self.all_spaces() {
+            space.end();
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        *self.grace.borrow() == Grace::TermOver
+    }
+
+    fn all_spaces(&self) -> Vec<Arc<Space>> {
+        self.spaces.lock().values().cloned().collect()
+    }
+
+    /// Waits while a session that is not back may hold what the request needs.
+    pub async fn pass_grace(&self) -> Result<(), Refusal> {
+        let mut grace = self.grace.subscribe();
+        let passed = grace.wait_for(|grace| *grace != Grace::Waiting).await;
+        match passed.map(|grace| *grace) {
+            Ok(Grace::Open) => Ok(()),
+            _ => Err(Refusal::NotLeader(None)),
+        }
+    }
+
+    /// Tells whoever waits if grace is over by now.
+    pub fn publish_grace(&self) {
+        let open = !self.sessions.lock().in_grace();
+        let ended = self.grace.send_if_modified(|grace| {
+            let ends = open && *grace == Grace::Waiting;
+            if ends {
+                *grace = Grace::Open;
+            }
+            ends
+        });
+        if ended {
+            tracing::info!(term = self.number, "grace is over: every session is back or was fenced");
+        }
+    }
+
+    /// The tables of a namespace.
+    pub fn space(&self, namespace: NamespaceId) -> Result<Arc<Space>, Refusal> {
+        let mut spaces = self.spaces.lock();
+        if self.is_over() {
+            return Err(Refusal::NotLeader(None));
+        }
+        if let Some(space) = spaces.get(&namespace) {
+            return Ok(space.clone());
+        }
+        // All that was committed in earlier terms is applied, and nothing of this one is under way for it.
+        let record = self.shared.group.state().namespace(namespace)?;
+        let record = record.ok_or_else(|| Refusal::NoNamespace(format!("no namespace {namespace}")))?;
+        let first_epoch = LeaseEpoch((self.number.max(1)) << EPOCH_BITS);
+        let space = Space::new(self.shared.clone(), namespace, record.next_ino, first_epoch);
+        spaces.insert(namespace, space.clone());
+        Ok(space)
+    }
+
+    /// The tables of a namespace if anything was ever asked of it.
+    pub fn known_space(&self, namespace: NamespaceId) -> Option<Arc<Space>> {
+        self.spaces.lock().get(&namespace).cloned()
+    }
+
+    pub fn new_session(&self) -> SessionId {
+        SessionId(self.next_session.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub fn new_chunk(&self) -> ChunkId {
+        ChunkId(self.next_chunk.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Ends a session: commits that, has the ChunkServers refuse it if it was fenced, and only then frees what it
+    /// held. Nothing happens where it is being ended already.
+    pub async fn end_session(&self, session: SessionId, namespace: NamespaceId, fenced: bool) -> Result<(), Refusal> {
+        if !self.sessions.lock().begin_end(session) {
+            return Ok(());
+        }
+        let space = self.space(namespace);
+        if fenced && let Ok(space) = &space {
+            space.disconnect(session);
+        }
+        let outcome = self.shared.group.propose(Command::EndSession { session, fenced }).await?;
+        match outcome {
+            // Gone already: with its namespace.
+            CommandOutcome::Done | CommandOutcome::Refused(command::Refusal::NoSession(_)) => {}
+            other => return Err(Refusal::BadRequest(format!("the state answered {other:?} to the end of a session"))),
+        }
+        if fenced && tokio::time::timeout(FENCE_TIMEOUT, self.shared.chunks.fence(session)).await.is_err() {
+            tracing::warn!(%session, "not every ChunkServer has confirmed the fence; they learn of it when they are back");
+        }
+        if let Ok(space) = space {
+            space.end_session(session);
+        }
+        self.sessions.lock().ended(session);
+        self.publish_grace();
+        Ok(())
+    }
+
+    async fn watch_clock(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while !self.is_over() {
+            tick.tick().await;
+            let now = self.shared.now();
+            let silent = self.sessions.lock().overdue(now);
+            for session in silent {
+                self.fence(session, "it was not heard of for longer than its validity");
+            }
+            for space in self.all_spaces() {
+                for session in space.tick() {
+                    self.fence(session, "it did not answer a recall");
+                }
+            }
+        }
+    }
+
+    /// Fences a session in a task of its own.
+    pub fn fence(self: &Arc<Self>, session: SessionId, why: &'static str) {
+        let namespace = self.sessions.lock().namespace_of(session);
+        let Some(namespace) = namespace else { return };
+        let term = self.clone();
+        tokio::spawn(async move {
+            tracing::warn!(%session, ns = %namespace, why, "fencing a session");
+            if let Err(error) = term.end_session(session, namespace, true).await {
+                // A lost leadership ends the term; the next leader fences it.
+                tracing::error!(%session, %error, "the session could not be fenced");
+            }
+        });
+    }
+}
