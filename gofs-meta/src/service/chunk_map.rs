@@ -8,11 +8,12 @@ use gofs_tree::{
     ChunkId, ChunkIndex, ChunkRef, ChunkServerId, ChunkVersion, EditOp, FileType, FsError, Ino, Store,
 };
 
+use super::Refusal;
 use super::answer::Answer;
 use super::connection::Member;
 use super::edits::commit_server_edits;
 use super::node::inode;
-use super::{Location, Refusal};
+use crate::chunks::{Location, READ_ONLY};
 use crate::lease::Need;
 use crate::state::{ChunkRecord, TreeView};
 
@@ -23,10 +24,32 @@ const ALLOCATE_MAX: usize = 1024;
 /// Version of a chunk that was just made.
 const FIRST_VERSION: ChunkVersion = ChunkVersion(1);
 
-fn location(member: &Member, index: ChunkIndex, reference: ChunkRef) -> wire::ChunkLocation {
-    let known = member.term.shared.chunks.locate(reference.chunk);
-    let Location { version, replicas } = known.unwrap_or(Location { version: ChunkVersion(0), replicas: Vec::new() });
-    to_wire(index, reference.chunk, reference.blocks_4k, version, replicas)
+/// A chunk as a reply shows it; `None` where it reads as zeros. Without replicas where none can be
+/// reached: other chunks of the file may be well.
+fn shown(
+    index: ChunkIndex,
+    reference: ChunkRef,
+    location: Location,
+) -> Result<Option<wire::ChunkLocation>, Refusal> {
+    let (version, servers) = match location {
+        Location::At { version, servers } => (version, servers),
+        Location::Absent { .. } => (READ_ONLY, Vec::new()),
+        Location::Unwritten => return Ok(None),
+        Location::Wait => return Err(busy(FsError::Busy)),
+        Location::NoChunk => {
+            tracing::error!(chunk = %reference.chunk, "a file refers to a chunk that the state does not know");
+            return Err(FsError::Io.into());
+        }
+    };
+    Ok(Some(to_wire(index, reference.chunk, reference.blocks_4k, version, servers)))
+}
+
+/// What will be different after a pause is to be asked again.
+fn busy(error: FsError) -> Refusal {
+    match error {
+        FsError::Busy => Refusal::Retry("the ChunkServers are not ready for that yet".into()),
+        other => other.into(),
+    }
 }
 
 fn to_wire(
@@ -66,8 +89,12 @@ pub(super) async fn serve(
     file(&tree, ino)?;
     let end = request.first.saturating_add(request.count.min(MAP_MAX));
     let chunks = tree.chunks_from(ino, ChunkIndex(request.first))?;
-    let inside = chunks.into_iter().take_while(|(index, _)| index.0 < end);
-    let chunks = inside.map(|(index, reference)| location(&member, index, reference)).collect();
+    let mut shown_chunks = Vec::new();
+    for (index, reference) in chunks.into_iter().take_while(|(index, _)| index.0 < end) {
+        let location = member.term.shared.chunks.for_reading(reference.chunk);
+        shown_chunks.extend(shown(index, reference, location)?);
+    }
+    let chunks = shown_chunks;
     operation.finish(|_| answer.send(&wire::ChunkMapReply { chunks }));
     Ok(())
 }
@@ -91,13 +118,19 @@ pub(super) async fn allocate(
     let mut made = Vec::new();
     for index in indexes {
         if let Some(reference) = tree.chunk(ino, index)? {
-            chunks.push(location(&member, index, reference));
+            let location = member.term.shared.chunks.for_writing(reference.chunk).await;
+            let there = matches!(location, Location::At { .. });
+            match shown(index, reference, location)? {
+                Some(chunk) if there => chunks.push(chunk),
+                _ => return Err(busy(FsError::Busy)),
+            }
             continue;
         }
-        let servers = member.term.shared.chunks.place(record.config.replicas)?;
+        let servers = member.term.shared.chunks.place(record.config.replicas).map_err(busy)?;
         made.push((index, member.term.new_chunk(), servers));
     }
-    let edits = made.iter().map(|&(index, chunk, _)| EditOp::AddChunk { ino, index, chunk }).collect::<Vec<_>>();
+    let edits =
+        made.iter().map(|&(index, chunk, _)| EditOp::AddChunk { ino, index, chunk }).collect::<Vec<_>>();
     if !edits.is_empty() {
         let results = commit_server_edits(&member, edits).await?;
         // What went well stays: a repeated request finds it.
@@ -143,8 +176,8 @@ pub(super) async fn replica_failed(
     }
     let failed: Vec<ChunkServerId> = request.servers.iter().copied().map(ChunkServerId).collect();
     let chunks = &member.term.shared.chunks;
-    let Location { version, replicas } =
-        chunks.replica_failed(chunk, ChunkVersion(request.version), &failed).await?;
+    let moved = chunks.replica_failed(chunk, ChunkVersion(request.version), &failed).await;
+    let (version, replicas) = moved.map_err(busy)?;
     let blocks_4k = member.tree().chunk(ino, index)?.map_or(0, |reference| reference.blocks_4k);
     let chunk = Some(to_wire(index, chunk, blocks_4k, version, replicas));
     answer.send(&wire::ReplicaFailedReply { chunk });
@@ -158,7 +191,11 @@ pub(super) async fn bad_replica(
     answer: Answer<wire::BadReplica>,
 ) -> Result<(), Refusal> {
     own_chunk(&member, ChunkId(request.chunk))?;
-    member.term.shared.chunks.bad_replica(ChunkId(request.chunk), ChunkServerId(request.server), request.corrupt);
+    member.term.shared.chunks.bad_replica(
+        ChunkId(request.chunk),
+        ChunkServerId(request.server),
+        request.corrupt,
+    );
     answer.send(&wire::BadReplicaReply {});
     Ok(())
 }

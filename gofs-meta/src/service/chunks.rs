@@ -4,24 +4,21 @@ use std::pin::Pin;
 
 use gofs_tree::{ChunkId, ChunkServerId, ChunkVersion, FsError, SessionId};
 
+use crate::chunks::{ChunkService, Location};
+
 /// A future whose type has no name.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+/// Servers, with the addresses of their data doors.
+pub type Servers = Vec<(ChunkServerId, String)>;
 
-/// Where a chunk's current bytes are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Location {
-    /// The committed version.
-    pub version: ChunkVersion,
-    /// Servers with that version, and the addresses of their data doors.
-    pub replicas: Vec<(ChunkServerId, String)>,
-}
-
-/// Places chunks and knows where they are. Implemented by the chunk service.
+/// Places chunks and knows where they are. [`FsError::Busy`] means: ask again after a pause.
 pub trait Chunks: Send + Sync + 'static {
-    /// Where the chunk is; `None` where the state does not know it.
-    fn locate(&self, chunk: ChunkId) -> Option<Location>;
+    /// Replicas to read from.
+    fn for_reading(&self, chunk: ChunkId) -> Location;
+    /// Replicas to write to.
+    fn for_writing(&self, chunk: ChunkId) -> BoxFuture<'_, Location>;
     /// Servers for a new chunk, at least one.
-    fn place(&self, goal: u32) -> Result<Vec<(ChunkServerId, String)>, FsError>;
+    fn place(&self, goal: u32) -> Result<Servers, FsError>;
     /// A new chunk was committed; these servers will have it.
     fn assigned(&self, chunk: ChunkId, version: ChunkVersion, servers: &[ChunkServerId]);
     /// These servers did not take a write: commits a version without them.
@@ -30,11 +27,51 @@ pub trait Chunks: Send + Sync + 'static {
         chunk: ChunkId,
         version: ChunkVersion,
         failed: &'a [ChunkServerId],
-    ) -> BoxFuture<'a, Result<Location, FsError>>;
+    ) -> BoxFuture<'a, Result<(ChunkVersion, Servers), FsError>>;
     /// A read found no chunk, or bad bytes.
     fn bad_replica(&self, chunk: ChunkId, server: ChunkServerId, corrupt: bool);
     /// Bytes of all living servers: total, free.
     fn capacity(&self) -> (u64, u64);
     /// Tells the ChunkServers to refuse the session's writes; waits for those that live, with a bound.
     fn fence(&self, session: SessionId) -> BoxFuture<'_, ()>;
+}
+
+impl Chunks for ChunkService {
+    fn for_reading(&self, chunk: ChunkId) -> Location {
+        self.replicas(chunk)
+    }
+
+    fn for_writing(&self, chunk: ChunkId) -> BoxFuture<'_, Location> {
+        Box::pin(ChunkService::for_writing(self, chunk))
+    }
+
+    fn place(&self, goal: u32) -> Result<Servers, FsError> {
+        ChunkService::place(self, goal)
+    }
+
+    fn assigned(&self, chunk: ChunkId, version: ChunkVersion, servers: &[ChunkServerId]) {
+        ChunkService::assigned(self, chunk, version, servers);
+    }
+
+    fn replica_failed<'a>(
+        &'a self,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        failed: &'a [ChunkServerId],
+    ) -> BoxFuture<'a, Result<(ChunkVersion, Servers), FsError>> {
+        Box::pin(ChunkService::replica_failed(self, chunk, version, failed))
+    }
+
+    fn bad_replica(&self, chunk: ChunkId, server: ChunkServerId, corrupt: bool) {
+        ChunkService::bad_replica(self, chunk, server, corrupt);
+    }
+
+    fn capacity(&self) -> (u64, u64) {
+        let capacity = ChunkService::capacity(self);
+        (capacity.total_bytes, capacity.free_bytes)
+    }
+
+    fn fence(&self, session: SessionId) -> BoxFuture<'_, ()> {
+        Box::pin(ChunkService::fence(self, session))
+    }
 }

@@ -83,10 +83,13 @@ impl Connection {
         }
         let hello = match <wire::Hello as prost::Message>::decode(request.header) {
             Ok(hello) => hello,
-            Err(error) => return link.refuse(request.id, &Refusal::BadRequest(format!("Hello: {error}")).to_failure()),
+            Err(error) => {
+                return link.refuse(request.id, &Refusal::BadRequest(format!("Hello: {error}")).to_failure());
+            }
         };
         let answer = Answer::<wire::Hello>::new(link.clone(), request.id);
-        let (service, connection, link, cell) = (self.service.clone(), self.id, link.clone(), self.member.clone());
+        let (service, connection, link, cell) =
+            (self.service.clone(), self.id, link.clone(), self.member.clone());
         tokio::spawn(async move {
             if let Err(refusal) = hello::serve(&service, connection, &link, &cell, hello, &answer).await {
                 tracing::info!(peer = %link.peer(), error = %refusal, "a mount was refused");
@@ -177,10 +180,18 @@ impl LinkHandler for Connection {
             wire::Statfs::KIND => self.spawn(link, member, request, statfs::serve),
             wire::Closed::KIND => self.spawn(link, member, request, closed::closed),
             // Those below mean what they mean by their order among the connection's requests.
-            wire::Release::KIND => at_once(link, request, |message, answer| closed::release(member, &message, &answer)),
-            wire::SetLock::KIND => at_once(link, request, |message, answer| locks::set(member, &message, answer)),
-            wire::Unlock::KIND => at_once(link, request, |message, answer| locks::unlock(member, &message, &answer)),
-            wire::GetLock::KIND => at_once(link, request, |message, answer| locks::get(member, &message, &answer)),
+            wire::Release::KIND => {
+                at_once(link, request, |message, answer| closed::release(member, &message, &answer))
+            }
+            wire::SetLock::KIND => {
+                at_once(link, request, |message, answer| locks::set(member, &message, answer))
+            }
+            wire::Unlock::KIND => {
+                at_once(link, request, |message, answer| locks::unlock(member, &message, &answer))
+            }
+            wire::GetLock::KIND => {
+                at_once(link, request, |message, answer| locks::get(member, &message, &answer))
+            }
             wire::CancelLock::KIND => {
                 at_once(link, request, |message, answer| locks::cancel(member, &message, &answer));
             }

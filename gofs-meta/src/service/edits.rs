@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use gofs_proto::{convert, session as wire};
-use gofs_tree::{
-    Edit, EditOp, EditSeq, FsError, Ino, LeaseMode, NewNode, Outcome, Store, Timestamp,
-};
+use gofs_tree::{Edit, EditOp, EditSeq, FsError, Ino, LeaseMode, NewNode, Outcome, Store, Timestamp};
 
 use super::answer::Answer;
 use super::connection::Member;
@@ -109,10 +107,11 @@ async fn run(
             CommandOutcome::Refused(refusal) => return Err(refusal.into()),
             _ => None,
         };
-        let outcome = match outcome.ok_or_else(|| Refusal::Retry("the state did not answer an edit".into()))? {
-            Ok(outcome) => outcome,
-            Err(error) => return Ok(Err(error)),
-        };
+        let outcome =
+            match outcome.ok_or_else(|| Refusal::Retry("the state did not answer an edit".into()))? {
+                Ok(outcome) => outcome,
+                Err(error) => return Ok(Err(error)),
+            };
         return Ok(Ok(show(member, operation, plan, outcome, chosen, new, opens).await?));
     }
     Err(Refusal::Retry("the names keep changing".into()))
@@ -177,7 +176,8 @@ async fn show(
     let repeated = subjects.iter().any(|&ino| !is_new(ino) && !plan.inodes.contains(&ino));
     let operation = if repeated {
         drop(operation);
-        let mode = |&ino: &Ino| if new == Some(LeaseMode::Write) { Need::change(ino) } else { Need::read(ino) };
+        let mode =
+            |&ino: &Ino| if new == Some(LeaseMode::Write) { Need::change(ino) } else { Need::read(ino) };
         let needs = subjects.iter().map(mode).chain(plan.directories.iter().copied().map(Need::read));
         member.operate(needs.collect()).await?
     } else {

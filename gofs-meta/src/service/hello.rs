@@ -79,7 +79,8 @@ pub(super) async fn serve(
     };
     let held = hello.leases.iter().map(held_lease).collect::<Result<Vec<_>, Refusal>>()?;
     let opens = hello.opens.iter().map(|&ino| convert::ino(ino)).collect::<Result<Vec<Ino>, _>>()?;
-    let locks = hello.locks.iter().map(|lock| locks::from_wire(session, lock)).collect::<Result<Vec<_>, _>>()?;
+    let locks =
+        hello.locks.iter().map(|lock| locks::from_wire(session, lock)).collect::<Result<Vec<_>, _>>()?;
     let space = term.space(record.id)?;
     let member = Member { term: term.clone(), space: space.clone(), session, connection };
     {

@@ -58,7 +58,9 @@ pub(super) fn set(
         SetOutcome::Granted => answer.send(&wire::SetLockReply {}),
         SetOutcome::Waiting(wait) => {
             let (connection, session) = (member.connection, member.session);
-            inner.lock_waits.insert(wait, LockWaiter { connection, session, wait_id: request.wait_id, answer });
+            inner
+                .lock_waits
+                .insert(wait, LockWaiter { connection, session, wait_id: request.wait_id, answer });
         }
     }
     inner.grant_locks(granted);
@@ -105,7 +107,8 @@ pub(super) fn cancel(
 ) -> Result<(), Refusal> {
     let mut inner = member.space.lock();
     let ours = |waiter: &LockWaiter| waiter.session == member.session && waiter.wait_id == request.wait_id;
-    let waits: Vec<_> = inner.lock_waits.iter().filter(|(_, waiter)| ours(waiter)).map(|(&wait, _)| wait).collect();
+    let waits: Vec<_> =
+        inner.lock_waits.iter().filter(|(_, waiter)| ours(waiter)).map(|(&wait, _)| wait).collect();
     for wait in waits {
         inner.locks.cancel(wait);
         if let Some(waiter) = inner.lock_waits.remove(&wait) {

@@ -37,7 +37,8 @@ pub(super) async fn serve(
         };
         operation.finish(|grants| {
             let dir = grants.grant(parent, LeaseMode::Read);
-            let node = found.map(|(ino, node)| wire::Node { grant: grants.grant(ino, LeaseMode::Read), ..node });
+            let node =
+                found.map(|(ino, node)| wire::Node { grant: grants.grant(ino, LeaseMode::Read), ..node });
             answer.send(&wire::LookupReply { node, dir });
         });
         return Ok(());

@@ -38,7 +38,7 @@ use crate::group::{MetaGroup, Role};
 use crate::lease::Now;
 use crate::session::SessionTimes;
 
-pub use chunks::{Chunks, Location};
+pub use chunks::{BoxFuture, Chunks, Servers};
 
 use connection::Connection;
 use refusal::Refusal;

@@ -20,7 +20,8 @@ pub(super) struct Plan {
 impl Plan {
     /// The plan for the tree as it is now; `None` for edits that only a server makes.
     pub fn of(tree: &TreeView, op: &EditOp) -> Result<Option<Plan>, FsError> {
-        let named = |parent: Ino, name: &Name| tree.entry(parent, name).map(|entry| entry.map(|entry| entry.ino));
+        let named =
+            |parent: Ino, name: &Name| tree.entry(parent, name).map(|entry| entry.map(|entry| entry.ino));
         let entry = |parent: Ino, name: &Name| Need::entries(parent, vec![name.clone()]);
         let mut plan = Plan::default();
         match op {

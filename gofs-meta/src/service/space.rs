@@ -117,7 +117,8 @@ impl Space {
         if !inner.is_current(session, connection) {
             return Err(inner.gone());
         }
-        let (op, effects) = inner.leases.begin(self.shared.now(), session, needs).ok_or(Refusal::NoSession)?;
+        let (op, effects) =
+            inner.leases.begin(self.shared.now(), session, needs).ok_or(Refusal::NoSession)?;
         let (run, may_run) = oneshot::channel();
         inner.waiters.insert(op, Waiter { connection, run });
         self.perform(&mut inner, effects);
@@ -125,7 +126,13 @@ impl Space {
     }
 
     /// Makes this the session's connection. The old one is closed and what it waited for ends.
-    pub fn attach(self: &Arc<Self>, inner: &mut Inner, session: SessionId, connection: ConnectionId, link: Arc<Link>) {
+    pub fn attach(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        session: SessionId,
+        connection: ConnectionId,
+        link: Arc<Link>,
+    ) {
         if let Some((old, old_link)) = inner.links.insert(session, (connection, link)) {
             old_link.close();
             self.forget_waits(inner, old);
@@ -150,8 +157,12 @@ impl Space {
             let effects = inner.leases.cancel(self.shared.now(), op);
             self.perform(inner, effects);
         }
-        let waits: Vec<WaitId> =
-            inner.lock_waits.iter().filter(|(_, w)| w.connection == connection).map(|(&wait, _)| wait).collect();
+        let waits: Vec<WaitId> = inner
+            .lock_waits
+            .iter()
+            .filter(|(_, w)| w.connection == connection)
+            .map(|(&wait, _)| wait)
+            .collect();
         for wait in waits {
             inner.lock_waits.remove(&wait);
             inner.locks.cancel(wait);

@@ -47,7 +47,8 @@ impl Term {
             let cluster = rand::random();
             shared.group.propose(Command::InitCluster { cluster }).await?;
         }
-        let known: Vec<_> = state.sessions()?.into_iter().map(|record| (record.id, record.namespace)).collect();
+        let known: Vec<_> =
+            state.sessions()?.into_iter().map(|record| (record.id, record.namespace)).collect();
         let counters = state.counters()?;
         let sessions = SessionTable::new(shared.now(), shared.times, known);
         let grace = if sessions.in_grace() { Grace::Waiting } else { Grace::Open };
@@ -146,7 +147,12 @@ impl Term {
 
     /// Ends a session: commits that, has the ChunkServers refuse it if it was fenced, and only then frees what it
     /// held. Nothing happens where it is being ended already.
-    pub async fn end_session(&self, session: SessionId, namespace: NamespaceId, fenced: bool) -> Result<(), Refusal> {
+    pub async fn end_session(
+        &self,
+        session: SessionId,
+        namespace: NamespaceId,
+        fenced: bool,
+    ) -> Result<(), Refusal> {
         if !self.sessions.lock().begin_end(session) {
             return Ok(());
         }
@@ -158,7 +164,11 @@ impl Term {
         match outcome {
             // Gone already: with its namespace.
             CommandOutcome::Done | CommandOutcome::Refused(command::Refusal::NoSession(_)) => {}
-            other => return Err(Refusal::BadRequest(format!("the state answered {other:?} to the end of a session"))),
+            other => {
+                return Err(Refusal::BadRequest(format!(
+                    "the state answered {other:?} to the end of a session"
+                )));
+            }
         }
         if fenced && tokio::time::timeout(FENCE_TIMEOUT, self.shared.chunks.fence(session)).await.is_err() {
             tracing::warn!(%session, "not every ChunkServer has confirmed the fence; they learn of it when they are back");

@@ -62,8 +62,8 @@ pub struct SessionState {
     pub session: SessionId,
     /// What it mounts.
     pub namespace: NamespaceId,
-    /// Time since it was last heard of.
-    pub silent: Duration,
+    /// Time since it was last heard of; `None`: not in this term.
+    pub silent: Option<Duration>,
 }
 
 /// The sessions of one term. See the module.
@@ -172,7 +172,7 @@ impl SessionTable {
         live.map(|(&session, known)| SessionState {
             session,
             namespace: known.namespace,
-            silent: now.saturating_sub(known.heard),
+            silent: (known.phase == Phase::Here).then(|| now.saturating_sub(known.heard)),
         })
         .collect()
     }

@@ -1,0 +1,165 @@
+//! A MetaServer as a whole: one listener, two doors, the parts behind them.
+//!
+//! Also runs inside another process. After a stop, and after a crash, everything acknowledged is in the data
+//! directory; sessions go on with whoever leads next.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use gofs_proto::door::{self, Door};
+use gofs_tree::MetaServerId;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::chunks::ChunkService;
+use crate::config::Config;
+use crate::group::{GroupConfig, MetaGroup};
+use crate::service::Service;
+
+/// gRPC connections that were accepted and not taken over yet.
+const RPC_BACKLOG: usize = 64;
+/// Pause after the system refused a connection (no file descriptors left).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a stop waits for gRPC requests under way.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A running MetaServer.
+pub struct Server {
+    id: MetaServerId,
+    address: SocketAddr,
+    group: Arc<MetaGroup>,
+    service: Arc<Service>,
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Opens the data directory, joins the group and listens.
+    pub async fn start(config: Config) -> anyhow::Result<Server> {
+        let listener = TcpListener::bind(config.listen).await.with_context(|| {
+            format!(
+                "MetaServer {} cannot listen on {}: if another process has the port, stop it or choose another address \
+                 with --listen",
+                config.id.0, config.listen
+            )
+        })?;
+        let address = listener.local_addr().context("the listener has no address")?;
+        std::fs::create_dir_all(&config.data).with_context(|| {
+            format!(
+                "the data directory {} cannot be made: check the path and its permissions, or name another with --data",
+                config.data.display()
+            )
+        })?;
+        let advertised = config.advertise.clone().or_else(|| config.peers.get(&config.id).cloned());
+        let own_address = advertised.unwrap_or_else(|| address.to_string());
+        let mut group_config =
+            GroupConfig::new(config.id, config.data.clone(), own_address, config.peers.clone());
+        group_config.state = config.state;
+        group_config.segment_bytes = config.segment_bytes;
+        group_config.snapshot_entries = config.snapshot_entries;
+        group_config.heartbeat_ms = config.heartbeat_ms;
+        let group = MetaGroup::start(group_config).await.with_context(|| {
+            format!("MetaServer {} cannot start with {}", config.id.0, config.data.display())
+        })?;
+        let chunks = ChunkService::new(group.clone(), config.chunks.clone());
+        let service = Service::new(group.clone(), chunks.clone(), config.sessions);
+        let (stop, stopped) = watch::channel(false);
+        let (rpc, rpc_streams) = mpsc::channel(RPC_BACKLOG);
+        let router = tonic::transport::Server::builder()
+            .add_service(group.raft_service())
+            .add_service(chunks.heartbeat_service());
+        let mut rpc_stopped = stopped.clone();
+        let tasks = vec![
+            tokio::spawn(service.clone().run()),
+            tokio::spawn(accept(listener, service.clone(), rpc, stopped)),
+            tokio::spawn(async move {
+                let until = async move {
+                    // A sender that is gone means the same.
+                    let _ = rpc_stopped.wait_for(|stopped| *stopped).await;
+                };
+                if let Err(error) =
+                    router.serve_with_incoming_shutdown(ReceiverStream::new(rpc_streams), until).await
+                {
+                    tracing::error!(%error, "the gRPC door failed");
+                }
+            }),
+        ];
+        tracing::info!(id = config.id.0, %address, data = %config.data.display(), "MetaServer is up");
+        Ok(Server { id: config.id, address, group, service, stop, tasks })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its group, for whoever runs it in their own process.
+    pub fn group(&self) -> &Arc<MetaGroup> {
+        &self.group
+    }
+
+    /// Stops cleanly. Mounts notice that the server is gone and go on with the next one.
+    pub async fn shutdown(self) {
+        self.stop.send_replace(true);
+        self.service.shutdown();
+        self.group.shutdown().await;
+        for mut task in self.tasks {
+            if tokio::time::timeout(STOP_PATIENCE, &mut task).await.is_err() {
+                task.abort();
+                // Until then it may hold the data directory.
+                let _ = task.await;
+            }
+        }
+        tracing::info!(id = self.id.0, "MetaServer has stopped");
+    }
+}
+
+/// Takes connections and sends each to its door.
+async fn accept(
+    listener: TcpListener,
+    service: Arc<Service>,
+    rpc: mpsc::Sender<std::io::Result<TcpStream>>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                tokio::spawn(show_in(stream, peer, service.clone(), rpc.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn show_in(
+    stream: TcpStream,
+    peer: SocketAddr,
+    service: Arc<Service>,
+    rpc: mpsc::Sender<std::io::Result<TcpStream>>,
+) {
+    match door::which(&stream).await {
+        Ok(Door::Frame) => {
+            if let Err(error) = service.accept(stream) {
+                tracing::warn!(%peer, %error, "a connection was lost at the door");
+            }
+        }
+        Ok(Door::Rpc) => {
+            // Refused only when the server stops.
+            let _ = rpc.send(Ok(stream)).await;
+        }
+        Err(error) => {
+            tracing::warn!(%peer, %error, "connection dropped: it speaks neither gofs frames nor HTTP/2")
+        }
+    }
+}
