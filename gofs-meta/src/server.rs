@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::admin;
 use crate::chunks::ChunkService;
 use crate::config::Config;
 use crate::group::{GroupConfig, MetaGroup};
@@ -71,7 +72,8 @@ impl Server {
         let (rpc, rpc_streams) = mpsc::channel(RPC_BACKLOG);
         let router = tonic::transport::Server::builder()
             .add_service(group.raft_service())
-            .add_service(chunks.heartbeat_service());
+            .add_service(chunks.heartbeat_service())
+            .add_service(admin::admin_service(group.clone(), chunks, service.clone()));
         let mut rpc_stopped = stopped.clone();
         let tasks = vec![
             tokio::spawn(service.clone().run()),
