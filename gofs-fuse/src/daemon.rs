@@ -204,6 +204,16 @@ fn run(request: Request, report: Option<PipeWriter>) -> io::Result<ExitCode> {
     let code = runtime.block_on(async move {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        // A daemon has no terminal to lose; in the foreground losing it ends the mount.
+        let mut hangup = signal(SignalKind::hangup())?;
+        let hung_up = async move {
+            while hangup.recv().await.is_some() {
+                if !daemon {
+                    return;
+                }
+            }
+            std::future::pending().await
+        };
         let mounting = tokio::select! {
             mounting = mount(request.config) => mounting,
             _ = terminate.recv() => return Ok(ExitCode::from(FAILED)),
@@ -228,6 +238,7 @@ fn run(request: Request, report: Option<PipeWriter>) -> io::Result<ExitCode> {
             () = mounted.wait() => info!("unmounted from outside"),
             _ = terminate.recv() => info!("SIGTERM: unmounting"),
             _ = interrupt.recv() => info!("SIGINT: unmounting"),
+            () = hung_up => info!("SIGHUP: unmounting"),
         }
         let unmounted = mounted.unmount().await;
         info!("ended");

@@ -177,7 +177,11 @@ impl Mounted {
         }
         let result = client.unmount(UNMOUNT_LIMIT).await;
         if result.lost_files > 0 {
-            error!(files = result.lost_files, bytes = result.lost_bytes, "written bytes could not be stored and are lost");
+            error!(
+                files = result.lost_files,
+                bytes = result.lost_bytes,
+                "written bytes could not be stored and are lost"
+            );
         }
         if !result.said_goodbye {
             warn!(

@@ -5,6 +5,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fuser::{FopenFlags, INodeNo, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyOpen, Request};
@@ -14,12 +15,35 @@ use gofs_tree::FsError;
 use super::{GENERATION, Gofs, Shared};
 use crate::convert::{bare_attr, file_type};
 
-/// Bytes that an entry with a one-letter name takes in a reply of READDIR and READDIRPLUS. fuser does
-/// not tell the size of the buffer, so entries are fetched in pages of what 4 KiB of it hold, as kernels
-/// before 6.16 ask for.
-const DIRENT_BYTES: usize = 32;
-const DIRENT_PLUS_BYTES: usize = 160;
-const PAGE_BYTES: usize = 4096;
+/// Entries that a reply is prepared with: at first, and at most.
+const PAGE_ENTRIES: (usize, usize) = (32, 1024);
+
+/// How many entries a reply holds. fuser does not tell how much the kernel has room for (4 KiB before
+/// Linux 6.16, the program's buffer since), so replies teach it.
+pub(super) struct PageSize(AtomicUsize);
+
+impl Default for PageSize {
+    fn default() -> Self {
+        PageSize(AtomicUsize::new(PAGE_ENTRIES.0))
+    }
+}
+
+impl PageSize {
+    fn entries(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Of `asked` entries `fitted` did; `full` if there was no room for more.
+    fn learn(&self, asked: usize, fitted: usize, full: bool) {
+        let next = match full {
+            // One more than fits, so that growth is noticed.
+            true => fitted + 1,
+            false if fitted == asked => asked * 2,
+            false => return,
+        };
+        self.0.store(next.clamp(1, PAGE_ENTRIES.1), Ordering::Relaxed);
+    }
+}
 
 impl Gofs {
     pub(super) fn do_opendir(&self, request: &Request, ino: INodeNo, answer: ReplyOpen) {
@@ -43,15 +67,16 @@ impl Gofs {
         let shared = self.shared.clone();
         let work = async move {
             let dir = shared.dir(handle)?;
-            shared.client.readdir(&dir, offset, PAGE_BYTES / DIRENT_BYTES, false).await
+            let asked = shared.pages.entries();
+            Ok((asked, shared.client.readdir(&dir, offset, asked, false).await?))
         };
-        self.serve(request, answer, work, |shared, mut answer, items| {
-            for item in &items {
+        self.serve(request, answer, work, |shared, mut answer, (asked, items)| {
+            let fitted = items.iter().take_while(|item| {
                 let name = OsStr::from_bytes(&item.name);
-                if answer.add(shared.map.node(item.ino), item.next, file_type(item.file_type), name) {
-                    break;
-                }
-            }
+                !answer.add(shared.map.node(item.ino), item.next, file_type(item.file_type), name)
+            });
+            let fitted = fitted.count();
+            shared.pages.learn(asked, fitted, fitted < items.len());
             answer.ok();
         });
     }
@@ -66,19 +91,21 @@ impl Gofs {
         let shared = self.shared.clone();
         let work = async move {
             let dir = shared.dir(handle)?;
+            let asked = shared.pages_plus.entries();
             let mut index = offset;
             loop {
-                let items = shared.client.readdir(&dir, index, PAGE_BYTES / DIRENT_PLUS_BYTES, true).await?;
-                let Some(last) = items.last() else { return Ok(items) };
+                let items = shared.client.readdir(&dir, index, asked, true).await?;
+                let Some(last) = items.last() else { return Ok((asked, items)) };
                 index = last.next;
                 let items = shared.with_attributes(items).await?;
                 // Nothing left of a page is not the end of the directory.
                 if !items.is_empty() {
-                    return Ok(items);
+                    return Ok((asked, items));
                 }
             }
         };
-        self.serve(request, answer, work, |shared, mut answer, items| {
+        self.serve(request, answer, work, |shared, mut answer, (asked, items)| {
+            let (total, mut fitted) = (items.len(), 0);
             for item in items {
                 let node = shared.map.node(item.ino);
                 let name = OsStr::from_bytes(&item.name);
@@ -102,7 +129,9 @@ impl Gofs {
                 if full {
                     break;
                 }
+                fitted += 1;
             }
+            shared.pages_plus.learn(asked, fitted, fitted < total);
             answer.ok();
         });
     }
@@ -138,5 +167,26 @@ impl Shared {
         }
         items.retain(|item| !item.name.is_empty());
         Ok(items)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_grow_to_what_the_kernel_has_room_for() {
+        let page = PageSize::default();
+        // Room for 100 entries of a long directory.
+        for _ in 0..6 {
+            let asked = page.entries();
+            page.learn(asked, asked.min(100), asked > 100);
+        }
+        assert_eq!(page.entries(), 101);
+        // The end of a directory teaches nothing.
+        page.learn(101, 3, false);
+        assert_eq!(page.entries(), 101);
+        page.learn(101, 0, true);
+        assert_eq!(page.entries(), 1);
     }
 }

@@ -49,6 +49,9 @@ struct Shared {
     dirs: DashMap<u64, DirHandle>,
     /// Numbers of open files and directories, never used twice.
     next_handle: AtomicU64,
+    /// What replies to READDIR and READDIRPLUS hold.
+    pages: dirs::PageSize,
+    pages_plus: dirs::PageSize,
 }
 
 impl Gofs {
@@ -67,6 +70,8 @@ impl Gofs {
             files: DashMap::new(),
             dirs: DashMap::new(),
             next_handle: AtomicU64::new(1),
+            pages: dirs::PageSize::default(),
+            pages_plus: dirs::PageSize::default(),
         };
         Gofs { shared: Arc::new(shared), runtime, capabilities }
     }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -37,6 +38,15 @@ fn listing(dir: &Path) -> String {
     shell(dir, LISTING)
 }
 
+/// Panics with the lines that are in one of two listings only.
+fn assert_same(expected: &str, got: &str) {
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<String>>();
+    let (expected, got) = (lines(expected), lines(got));
+    let missing: Vec<_> = expected.difference(&got).take(20).collect();
+    let extra: Vec<_> = got.difference(&expected).take(20).collect();
+    assert!(missing.is_empty() && extra.is_empty(), "missing: {missing:#?}\ntoo much: {extra:#?}");
+}
+
 fn scratch() -> TempDir {
     TempDir::with_prefix("gofs-local-").unwrap()
 }
@@ -52,17 +62,17 @@ fn a_tree_comes_back_from_tar_as_it_was() {
     let (cluster, mount) = one_mount();
     let local = scratch();
     shell(local.path(), TREE);
-    shell(local.path(), "tar --sparse -cf tree.tar tree");
+    shell(local.path(), "tar --sparse --format=posix -cf tree.tar tree");
     shell(mount.path(), &format!("tar -xpf {}/tree.tar", local.path().display()));
-    assert_eq!(listing(&mount.join("tree")), listing(&local.path().join("tree")));
+    assert_same(&listing(&local.path().join("tree")), &listing(&mount.join("tree")));
     run(
         "diff",
         &["-r", "--no-dereference", "-x", "fifo", &path(local.path(), "tree"), &path(mount.path(), "tree")],
     );
 
-    shell(mount.path(), "tar --sparse -cf back.tar tree");
+    shell(mount.path(), "tar --sparse --format=posix -cf back.tar tree");
     shell(local.path(), &format!("mkdir back && tar -C back -xpf {}/back.tar", mount.path().display()));
-    assert_eq!(listing(&local.path().join("back/tree")), listing(&local.path().join("tree")));
+    assert_same(&listing(&local.path().join("tree")), &listing(&local.path().join("back/tree")));
     shell(mount.path(), "rm -rf tree back.tar");
     assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 0);
     cluster.check();
@@ -79,10 +89,10 @@ fn a_tree_survives_unmount_and_mount() {
     shell(local.path(), TREE);
     shell(mount.path(), &format!("cp -a {}/tree .", local.path().display()));
     let before = listing(&mount.join("tree"));
-    assert_eq!(before, listing(&local.path().join("tree")));
+    assert_same(&listing(&local.path().join("tree")), &before);
     mount.unmount();
     let again = cluster.mount("again");
-    assert_eq!(listing(&again.join("tree")), before);
+    assert_same(&before, &listing(&again.join("tree")));
     run(
         "diff",
         &["-r", "--no-dereference", "-x", "fifo", &path(local.path(), "tree"), &path(again.path(), "tree")],
