@@ -20,7 +20,9 @@ mod requester;
 mod source;
 #[allow(unsafe_code, reason = "the system calls are here, and nowhere else")]
 mod sys;
+mod wakeful;
 
 pub use mount::{MountConfig, MountError, Mounted, mount};
 pub use options::{Access, KernelFlags, MountOptions, OPTIONS_HELP, OptionError};
 pub use source::{DEFAULT_META_PORT, Source, SourceError};
+pub use wakeful::CpuLatency;

@@ -17,6 +17,7 @@ use crate::filesystem::Gofs;
 use crate::kernel_cache::KernelNotifier;
 use crate::options::MountOptions;
 use crate::source::{Source, SourceError};
+use crate::wakeful::Wakeful;
 
 /// How long a fresh mount may take to answer its first `stat`.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -115,7 +116,8 @@ async fn serve(
     kernel: Arc<KernelNotifier>,
 ) -> Result<Mounted, MountError> {
     let capabilities = Arc::new(Mutex::new(None));
-    let gofs = Gofs::new(client.clone(), kernel.clone(), Handle::current(), capabilities.clone());
+    let wakeful = Wakeful::start(config.options.cpu_latency);
+    let gofs = Gofs::new(client.clone(), kernel.clone(), Handle::current(), wakeful, capabilities.clone());
     let map = InoMap::new(client.root());
     let (source, point, options) = (config.source.clone(), mount_point.to_owned(), config.options.clone());
     let Attached { session, attachment, device } =

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::wakeful::CpuLatency;
+
 /// Threads that read requests from the kernel unless `threads=` says otherwise: one per processor, within these.
 const THREADS: std::ops::RangeInclusive<usize> = 2..=4;
 /// Most that `threads=` takes; each holds a request buffer of 16 MiB of address space.
@@ -54,6 +56,8 @@ pub struct MountOptions {
     pub threads: usize,
     /// `read_ahead=SIZE`: how far the kernel reads ahead, bytes.
     pub read_ahead_bytes: u64,
+    /// `cpu_latency=`: whether processors are kept awake while requests flow.
+    pub cpu_latency: CpuLatency,
     /// `log=WHERE`, for the daemon: `journal`, `stderr` or a file.
     pub log: Option<String>,
 }
@@ -70,6 +74,7 @@ impl Default for MountOptions {
             sync: false,
             threads: processors.clamp(*THREADS.start(), *THREADS.end()),
             read_ahead_bytes: READ_AHEAD_BYTES,
+            cpu_latency: CpuLatency::default(),
             log: None,
         }
     }
@@ -82,6 +87,7 @@ cache=SIZE, dirty=SIZE: bytes of file contents cached, and not yet written back,
 sync: every operation is durable before it returns
 allow_other, allow_root, noallow_other: who may use the mount
 threads=N, read_ahead=SIZE, log=journal|stderr|FILE
+cpu_latency=auto|hold|off: keep processors awake while requests flow (auto), always, or never
 ro, rw, [no]dev, [no]suid, [no]exec, [no]atime, [no]diratime, dirsync, [no]symfollow, async
 ignored, because others read them: defaults, auto, noauto, user[=NAME], users, nouser, owner, group, nofail,
 _netdev, relatime, strictatime, lazytime (each also with no), default_permissions, comment=, x-*, X-*";
@@ -143,6 +149,14 @@ impl MountOptions {
                     .ok()
                     .filter(|threads| (1..=THREADS_MAX).contains(threads))
                     .ok_or(wrong("a number of threads, 1 to 64"))?;
+            }
+            "cpu_latency" => {
+                self.cpu_latency = match value {
+                    "auto" => CpuLatency::Auto,
+                    "hold" => CpuLatency::Hold,
+                    "off" => CpuLatency::Off,
+                    _ => return Err(wrong("auto, hold or off")),
+                };
             }
             "log" if value.is_empty() => return Err(wrong("journal, stderr or a file")),
             "log" => self.log = Some(value.to_owned()),
@@ -301,6 +315,7 @@ mod tests {
             ("soft", "soft=30s"),
             ("soft=-1s", "'soft=-1s'"),
             ("threads=0", "1 to 64"),
+            ("cpu_latency=never", "auto, hold or off"),
             ("remount,ro", "cannot be remounted"),
         ] {
             let error = parse(text).unwrap_err().to_string();

@@ -32,11 +32,13 @@ use crate::errno::{errno, name_error};
 use crate::kernel_cache::KernelNotifier;
 use crate::lookups::Lookups;
 use crate::requester;
+use crate::wakeful::Wakeful;
 
 /// One mount as fuser calls it.
 pub struct Gofs {
     shared: Arc<Shared>,
     runtime: Handle,
+    wakeful: Wakeful,
     capabilities: Arc<Mutex<Option<Capabilities>>>,
 }
 
@@ -60,6 +62,7 @@ impl Gofs {
         client: Arc<Client>,
         kernel: Arc<KernelNotifier>,
         runtime: Handle,
+        wakeful: Wakeful,
         capabilities: Arc<Mutex<Option<Capabilities>>>,
     ) -> Self {
         let map = InoMap::new(client.root());
@@ -73,7 +76,7 @@ impl Gofs {
             pages: dirs::PageSize::default(),
             pages_plus: dirs::PageSize::default(),
         };
-        Gofs { shared: Arc::new(shared), runtime, capabilities }
+        Gofs { shared: Arc::new(shared), runtime, wakeful, capabilities }
     }
 
     /// Runs `work` and gives its result to `deliver`, which replies.
@@ -96,6 +99,7 @@ impl Gofs {
         D: FnOnce(&Shared, A, T) + Send + 'static,
         U: FnOnce(&Shared, T) + Send + 'static,
     {
+        self.wakeful.touch();
         let _runtime = self.runtime.enter();
         let mut work: Pin<Box<W>> = Box::pin(work);
         match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
