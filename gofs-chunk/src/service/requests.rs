@@ -1,0 +1,201 @@
+//! What each request does.
+
+use bytes::Bytes;
+use gofs_proto::chunk::{
+    self, Extents, ExtentsReply, Failed, ItemDone, Punch, PunchReply, Read, ReadReply, Stat, StatReply, Sync,
+    SyncReply, Write, WriteReply, Writer,
+};
+use gofs_proto::frame::PAYLOAD_MAX_BYTES;
+use gofs_proto::session::Failure;
+use gofs_tree::{ChunkId, ChunkVersion, SessionId};
+
+use super::chain::Passing;
+use super::failure::{bad_request, failure};
+use super::order::Turn;
+use super::{Service, blocking};
+use crate::store::{StoreError, WriteMode};
+
+/// Servers that a chain may have behind the receiver.
+const CHAIN_MAX: usize = 16;
+
+fn session(writer: &Option<Writer>) -> SessionId {
+    SessionId(writer.as_ref().map_or(0, |writer| writer.session))
+}
+
+/// The payload of each item, verified.
+fn split(write: &Write, payload: &Bytes) -> Result<Vec<Bytes>, Failure> {
+    let mut at = 0usize;
+    let mut parts = Vec::with_capacity(write.items.len());
+    for item in &write.items {
+        let end = at + item.len as usize;
+        if end > payload.len() {
+            return Err(bad_request(format!("a write of {} bytes came with {}", end, payload.len())));
+        }
+        let part = payload.slice(at..end);
+        if crc32c::crc32c(&part) != item.crc32c {
+            return Err(bad_request(format!("bytes for {} were damaged on their way", ChunkId(item.chunk))));
+        }
+        parts.push(part);
+        at = end;
+    }
+    if at != payload.len() {
+        return Err(bad_request(format!("a write of {at} bytes came with {}", payload.len())));
+    }
+    Ok(parts)
+}
+
+fn check_chain(chain: &[chunk::Hop]) -> Result<(), Failure> {
+    if chain.len() > CHAIN_MAX {
+        return Err(bad_request(format!("a chain of more than {CHAIN_MAX} servers")));
+    }
+    Ok(())
+}
+
+impl Service {
+    /// Refuses in words what would be refused by the store, before any server has seen it.
+    fn admit(
+        &self,
+        session: SessionId,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        create: bool,
+    ) -> Result<(), Failure> {
+        drop(self.fences.pass(session)?);
+        self.store.check(chunk, version, create).map_err(|error| failure(&error))
+    }
+
+    pub(super) async fn write(
+        &self,
+        write: Write,
+        payload: Bytes,
+        mut turn: Turn,
+    ) -> Result<WriteReply, Failure> {
+        check_chain(&write.chain)?;
+        let parts = blocking(|| split(&write, &payload))?;
+        let session = session(&write.writer);
+        let mut before = turn.come().await;
+        for item in &write.items {
+            self.admit(session, ChunkId(item.chunk), ChunkVersion(item.version), item.create)?;
+        }
+        let passing = Passing::start(self, write.clone(), payload, &mut before).await;
+        let local = blocking(|| self.write_here(&write, &parts, session));
+        turn.sent(passing.via());
+        // Not behind those after it in the chain: all sync at the same time.
+        let local = local.and_then(|done| match write.sync {
+            true => blocking(|| self.sync_chunks(write.items.iter().map(|item| item.chunk))).map(|()| done),
+            false => Ok(done),
+        });
+        let downstream = passing.finish(self, before).await;
+        let (done, failed) = self.join(&write.chain, local, downstream)?;
+        Ok(WriteReply { done, failed })
+    }
+
+    fn write_here(
+        &self,
+        write: &Write,
+        parts: &[Bytes],
+        session: SessionId,
+    ) -> Result<Vec<ItemDone>, Failure> {
+        let _passed = self.fences.pass(session)?;
+        let mut done = Vec::with_capacity(parts.len());
+        for (item, part) in write.items.iter().zip(parts) {
+            let mode = if item.create { WriteMode::Create } else { WriteMode::Existing };
+            let (chunk, version) = (ChunkId(item.chunk), ChunkVersion(item.version));
+            let written = self.store.write(chunk, version, item.offset, part, mode);
+            done.push(ItemDone { blocks_4k: written.map_err(|error| failure(&error))? });
+        }
+        Ok(done)
+    }
+
+    fn sync_chunks(&self, chunks: impl Iterator<Item = u64>) -> Result<(), Failure> {
+        let chunks: Vec<ChunkId> = chunks.map(ChunkId).collect();
+        self.store.sync(&chunks).map_err(|error| failure(&error))
+    }
+
+    /// The answer of this server and those behind. Where this one failed and others did not, it is one of
+    /// those named.
+    fn join(
+        &self,
+        chain: &[chunk::Hop],
+        local: Result<Vec<ItemDone>, Failure>,
+        downstream: super::chain::Downstream,
+    ) -> Result<(Vec<ItemDone>, Vec<Failed>), Failure> {
+        match local {
+            Ok(done) => Ok((done, downstream.failed)),
+            Err(failure) if chain.is_empty() || downstream.done.is_empty() => Err(failure),
+            Err(failure) => {
+                tracing::warn!(error = failure.text, "a write failed here and not behind");
+                let no_space = failure.fs_error == gofs_tree::FsError::NoSpace.code();
+                let own = Failed { server: self.store.server().0, text: failure.text, no_space };
+                Ok((downstream.done, [vec![own], downstream.failed].concat()))
+            }
+        }
+    }
+
+    pub(super) async fn punch(&self, punch: Punch, mut turn: Turn) -> Result<PunchReply, Failure> {
+        check_chain(&punch.chain)?;
+        let session = session(&punch.writer);
+        let (chunk, version) = (ChunkId(punch.chunk), ChunkVersion(punch.version));
+        let mut before = turn.come().await;
+        self.admit(session, chunk, version, false)?;
+        let passing = Passing::start(self, punch.clone(), Bytes::new(), &mut before).await;
+        let local = blocking(|| {
+            let _passed = self.fences.pass(session)?;
+            let blocks = self.store.punch(chunk, version, punch.offset, punch.len);
+            Ok(vec![ItemDone { blocks_4k: blocks.map_err(|error| failure(&error))? }])
+        });
+        turn.sent(passing.via());
+        let local = local.and_then(|done| match punch.sync {
+            true => blocking(|| self.sync_chunks([punch.chunk].into_iter())).map(|()| done),
+            false => Ok(done),
+        });
+        let downstream = passing.finish(self, before).await;
+        let (done, failed) = self.join(&punch.chain, local, downstream)?;
+        Ok(PunchReply { blocks_4k: done.first().map_or(0, |done| done.blocks_4k), failed })
+    }
+
+    pub(super) fn read(&self, read: &Read) -> Result<(ReadReply, Bytes), Failure> {
+        if read.len as usize > PAYLOAD_MAX_BYTES {
+            return Err(bad_request(format!(
+                "a read of {} bytes; at most {PAYLOAD_MAX_BYTES} fit",
+                read.len
+            )));
+        }
+        blocking(|| {
+            let bytes = self
+                .store
+                .read(ChunkId(read.chunk), ChunkVersion(read.version), read.offset, read.len)
+                .map_err(|error| failure(&error))?;
+            Ok((ReadReply { crc32c: crc32c::crc32c(&bytes) }, Bytes::from(bytes)))
+        })
+    }
+
+    pub(super) fn sync(&self, sync: &Sync) -> Result<SyncReply, Failure> {
+        blocking(|| {
+            for item in &sync.items {
+                let (chunk, asked) = (ChunkId(item.chunk), ChunkVersion(item.version));
+                let stored = self.store.stat(chunk).map_err(|error| failure(&error))?.version;
+                if stored < asked {
+                    return Err(failure(&StoreError::Stale { chunk, stored, asked }));
+                }
+            }
+            self.sync_chunks(sync.items.iter().map(|item| item.chunk))?;
+            Ok(SyncReply {})
+        })
+    }
+
+    pub(super) fn extents(&self, extents: &Extents) -> Result<ExtentsReply, Failure> {
+        let found = blocking(|| self.store.extents(ChunkId(extents.chunk), ChunkVersion(extents.version)));
+        let extents = found.map_err(|error| failure(&error))?;
+        let extents = extents
+            .iter()
+            .map(|range| chunk::Extent { start_4k: range.first, blocks_4k: range.count })
+            .collect();
+        Ok(ExtentsReply { extents })
+    }
+
+    pub(super) fn stat(&self, stat: &Stat) -> Result<StatReply, Failure> {
+        let stat = blocking(|| self.store.stat(ChunkId(stat.chunk))).map_err(|error| failure(&error))?;
+        Ok(StatReply { version: stat.version.0, len: stat.len_bytes, blocks_4k: stat.blocks })
+    }
+}

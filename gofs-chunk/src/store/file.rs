@@ -1,0 +1,141 @@
+//! A file of the store: positioned reads and writes, each of which a watcher may see first.
+//!
+//! The watcher is how tests lose, tear and refuse what was written; servers run without one.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::sys;
+
+/// Sees, and may refuse, every change to the store's files.
+pub trait FileWatch: Send + Sync {
+    /// `bytes` are about to be written at `offset`.
+    fn will_write(&self, _path: &Path, _file: &File, _offset: u64, _bytes: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+    /// The range is about to be read.
+    fn will_read(&self, _path: &Path, _offset: u64, _len: usize) -> io::Result<()> {
+        Ok(())
+    }
+    /// The file is about to be synced.
+    fn will_sync(&self, _path: &Path) -> io::Result<()> {
+        Ok(())
+    }
+    /// Everything written to the file before is on stable storage.
+    fn synced(&self, _path: &Path) {}
+}
+
+/// The watcher of a store, if any.
+pub type Watch = Option<Arc<dyn FileWatch>>;
+
+/// An open file.
+pub struct StoreFile {
+    file: File,
+    path: PathBuf,
+    watch: Watch,
+}
+
+impl StoreFile {
+    /// Makes a new file; refused where one exists.
+    pub fn create(path: &Path, watch: &Watch) -> io::Result<StoreFile> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        Ok(StoreFile { file, path: path.to_owned(), watch: watch.clone() })
+    }
+
+    /// Opens an existing file.
+    pub fn open(path: &Path, watch: &Watch) -> io::Result<StoreFile> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        Ok(StoreFile { file, path: path.to_owned(), watch: watch.clone() })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Fills `out` from `offset`; bytes past the end read as zeros.
+    pub fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        if let Some(watch) = &self.watch {
+            watch.will_read(&self.path, offset, out.len())?;
+        }
+        let mut done = 0;
+        while done < out.len() {
+            match self.file.read_at(&mut out[done..], offset + done as u64) {
+                Ok(0) => {
+                    out[done..].fill(0);
+                    break;
+                }
+                Ok(read) => done += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all of `bytes` at `offset`.
+    pub fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if let Some(watch) = &self.watch {
+            watch.will_write(&self.path, &self.file, offset, bytes)?;
+        }
+        self.file.write_all_at(bytes, offset)
+    }
+
+    /// Allocates the first `len` bytes.
+    pub fn allocate(&self, len: u64) -> io::Result<()> {
+        sys::allocate(&self.file, len)
+    }
+
+    /// Gives a range back; it reads as zeros.
+    pub fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        if let Some(watch) = &self.watch {
+            watch.will_write(&self.path, &self.file, offset, &vec![0; len as usize])?;
+        }
+        sys::punch(&self.file, offset, len)
+    }
+
+    /// Everything written so far onto stable storage.
+    pub fn sync(&self) -> io::Result<()> {
+        if let Some(watch) = &self.watch {
+            watch.will_sync(&self.path)?;
+        }
+        self.file.sync_data()?;
+        if let Some(watch) = &self.watch {
+            watch.synced(&self.path);
+        }
+        Ok(())
+    }
+}
+
+/// Makes the names in a directory durable.
+pub fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Replaces `path` by a file with these bytes: the old file or the new one is there after a crash, never
+/// a mixture.
+pub fn replace(path: &Path, bytes: &[u8], watch: &Watch) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    match std::fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let write = || {
+        let file = StoreFile::create(&fresh, watch)?;
+        file.write_at(bytes, 0)?;
+        file.sync()?;
+        std::fs::rename(&fresh, path)
+    };
+    if let Err(error) = write() {
+        // What is left of it would only take space.
+        let _ = std::fs::remove_file(&fresh);
+        return Err(error);
+    }
+    match path.parent() {
+        Some(parent) => sync_dir(parent),
+        None => Ok(()),
+    }
+}

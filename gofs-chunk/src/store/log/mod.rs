@@ -1,0 +1,251 @@
+//! The log of one disk: small chunks, overwritten blocks, and every change of every chunk.
+//!
+//! Owns the segment files: preallocated, appended to in order of [`Lsn`], never overwritten.
+//! A record is in the page cache when [`Log::append`] returns, so a killed process loses none; [`Log::sync`]
+//! brings all of them onto stable storage with one sync for all who wait. Segments go when nothing
+//! that is still needed is in them ([`Log::remove`]). It does not know what records mean.
+
+mod record;
+mod replay;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Buf, BufMut};
+use gofs_tree::ChunkId;
+use parking_lot::{Mutex, RwLock};
+
+pub use record::{Change, Create, Lsn, Position};
+pub use replay::{Replay, ReplayError, replay};
+
+use super::file::{StoreFile, Watch, sync_dir};
+use record::{Place, SegmentKey};
+
+/// Bytes of a segment's header.
+pub const SEGMENT_HEADER_LEN: usize = 64;
+const SEGMENT_MAGIC: [u8; 8] = *b"gofsseg1";
+
+/// Where the next record goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tail {
+    /// Its first byte.
+    pub at: Position,
+    /// Its number.
+    pub next: Lsn,
+}
+
+/// Where [`Log::append`] put a record.
+#[derive(Clone, Copy, Debug)]
+pub struct Appended {
+    /// Its number.
+    pub lsn: Lsn,
+    /// The first byte of its data.
+    pub data: Position,
+}
+
+/// The log of one disk.
+pub struct Log {
+    dir: PathBuf,
+    disk: u64,
+    segment_bytes: u32,
+    watch: Watch,
+    files: RwLock<BTreeMap<u32, Arc<StoreFile>>>,
+    writer: Mutex<Writer>,
+    syncing: Mutex<()>,
+    durable: AtomicU64,
+}
+
+struct Writer {
+    tail: Tail,
+    /// The segment of the tail; `None` until the first record after the start.
+    file: Option<Arc<StoreFile>>,
+    /// Segments that were filled and are not synced yet.
+    unsynced: Vec<Arc<StoreFile>>,
+    before: ChunkId,
+}
+
+/// Path of a segment.
+fn segment_path(dir: &Path, segment: u32) -> PathBuf {
+    dir.join(format!("{segment:08x}.seg"))
+}
+
+/// The segments in a directory, by number.
+fn list_segments(dir: &Path) -> io::Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let number =
+            name.to_str().and_then(|n| n.strip_suffix(".seg")).and_then(|n| u32::from_str_radix(n, 16).ok());
+        found.extend(number);
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Paths of the segments with numbers over `segment`.
+pub fn segments_after(dir: &Path, segment: u32) -> io::Result<Vec<PathBuf>> {
+    let numbers = list_segments(dir)?;
+    Ok(numbers.into_iter().filter(|n| *n > segment).map(|n| segment_path(dir, n)).collect())
+}
+
+/// Brings the segments from `segment` on onto stable storage, whoever wrote them.
+pub fn sync_from(dir: &Path, segment: u32) -> io::Result<()> {
+    for number in list_segments(dir)?.into_iter().filter(|n| *n >= segment) {
+        std::fs::File::open(segment_path(dir, number))?.sync_data()?;
+    }
+    Ok(())
+}
+
+fn encode_header(key: SegmentKey, first: Lsn) -> Vec<u8> {
+    let mut out = SEGMENT_MAGIC.to_vec();
+    out.put_u64_le(key.disk);
+    out.put_u32_le(key.segment);
+    out.put_u32_le(0);
+    out.put_u64_le(first.0);
+    out.put_u32_le(crc32c::crc32c(&out));
+    out.resize(SEGMENT_HEADER_LEN, 0);
+    out
+}
+
+/// The number of the segment's first record; `None` where the header is not that of this segment.
+fn decode_header(key: SegmentKey, bytes: &[u8]) -> Option<Lsn> {
+    let bytes = bytes.get(..SEGMENT_HEADER_LEN)?;
+    let mut first = &bytes[24..];
+    let first = Lsn(first.get_u64_le());
+    (encode_header(key, first) == bytes).then_some(first)
+}
+
+impl Log {
+    /// Goes on after `tail`, always in a new segment: what follows the tail in the old one may be torn.
+    pub fn open(dir: &Path, disk: u64, segment_bytes: u32, tail: Tail, watch: &Watch) -> io::Result<Log> {
+        let mut files = BTreeMap::new();
+        for segment in list_segments(dir)? {
+            files.insert(segment, Arc::new(StoreFile::open(&segment_path(dir, segment), watch)?));
+        }
+        Ok(Log {
+            dir: dir.to_owned(),
+            disk,
+            segment_bytes,
+            watch: watch.clone(),
+            files: RwLock::new(files),
+            writer: Mutex::new(Writer { tail, file: None, unsynced: Vec::new(), before: ChunkId(0) }),
+            syncing: Mutex::default(),
+            durable: AtomicU64::new(tail.next.0 - 1),
+        })
+    }
+
+    /// Where the next record goes.
+    pub fn tail(&self) -> Tail {
+        self.writer.lock().tail
+    }
+
+    /// Every record up to this one is on stable storage.
+    pub fn durable(&self) -> Lsn {
+        Lsn(self.durable.load(Ordering::Acquire))
+    }
+
+    /// Bytes of data that one record may carry.
+    pub fn data_max(&self) -> usize {
+        (self.segment_bytes as usize / 4).min(1 << 20)
+    }
+
+    /// Numbers of the segments.
+    pub fn segments(&self) -> Vec<u32> {
+        self.files.read().keys().copied().collect()
+    }
+
+    /// Appends a record. `data` are the blocks that the change tells of.
+    pub fn append(&self, chunk: ChunkId, change: &Change, data: &[&[u8]]) -> io::Result<Appended> {
+        let (len, before_data) = record::measure(change);
+        let mut writer = self.writer.lock();
+        let file = match writer.file.take() {
+            Some(file) if writer.tail.at.offset as usize + len <= self.segment_bytes as usize => file,
+            full => self.next_segment(&mut writer, full)?,
+        };
+        writer.file = Some(file.clone());
+        let Tail { at, next: lsn } = writer.tail;
+        let place = Place {
+            key: SegmentKey { disk: self.disk, segment: at.segment },
+            lsn,
+            durable: self.durable(),
+            before: writer.before,
+        };
+        file.write_at(&record::encode(place, chunk, change, data), u64::from(at.offset))?;
+        writer.tail = Tail { at: Position { offset: at.offset + len as u32, ..at }, next: lsn.next() };
+        writer.before = chunk;
+        Ok(Appended { lsn, data: Position { offset: at.offset + before_data as u32, ..at } })
+    }
+
+    fn next_segment(&self, writer: &mut Writer, full: Option<Arc<StoreFile>>) -> io::Result<Arc<StoreFile>> {
+        let newest = self.files.read().keys().next_back().copied().unwrap_or(0);
+        let segment =
+            newest.max(writer.tail.at.segment).checked_add(1).expect("2^32 segments are never filled");
+        let key = SegmentKey { disk: self.disk, segment };
+        let path = segment_path(&self.dir, segment);
+        let make = || {
+            let file = StoreFile::create(&path, &self.watch)?;
+            file.allocate(u64::from(self.segment_bytes))?;
+            file.write_at(&encode_header(key, writer.tail.next), 0)?;
+            file.sync()?;
+            sync_dir(&self.dir)?;
+            Ok(file)
+        };
+        let file = match make() {
+            Ok(file) => Arc::new(file),
+            Err(error) => {
+                // Half a segment is of no use and takes space; the old one stays the tail.
+                let _ = std::fs::remove_file(&path);
+                writer.file = full;
+                return Err(error);
+            }
+        };
+        writer.unsynced.extend(full);
+        self.files.write().insert(segment, file.clone());
+        writer.tail.at = Position { segment, offset: SEGMENT_HEADER_LEN as u32 };
+        Ok(file)
+    }
+
+    /// Brings every record up to `lsn` onto stable storage. An error is final: what the
+    /// disk holds is then unknown.
+    pub fn sync(&self, lsn: Lsn) -> io::Result<()> {
+        if self.durable() >= lsn {
+            return Ok(());
+        }
+        // Whoever waited here mostly finds that the sync before covered its record too.
+        let _turn = self.syncing.lock();
+        if self.durable() >= lsn {
+            return Ok(());
+        }
+        let (files, last) = {
+            let mut writer = self.writer.lock();
+            let mut files = std::mem::take(&mut writer.unsynced);
+            files.extend(writer.file.clone());
+            (files, writer.tail.next.0 - 1)
+        };
+        for file in files {
+            file.sync()?;
+        }
+        self.durable.store(last, Ordering::Release);
+        Ok(())
+    }
+
+    /// Reads from a segment.
+    pub fn read(&self, at: Position, out: &mut [u8]) -> io::Result<()> {
+        let file = self.files.read().get(&at.segment).cloned();
+        match file {
+            Some(file) => file.read_at(out, u64::from(at.offset)),
+            None => {
+                Err(io::Error::new(io::ErrorKind::NotFound, format!("no log segment {:08x}", at.segment)))
+            }
+        }
+    }
+
+    /// Removes a segment that nothing needs any more.
+    pub fn remove(&self, segment: u32) -> io::Result<()> {
+        self.files.write().remove(&segment);
+        std::fs::remove_file(segment_path(&self.dir, segment))
+    }
+}
