@@ -1,0 +1,533 @@
+//! A cluster in memory for tests: ChunkServers on real links, and the metadata of one namespace, with faults
+//! on demand.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use gofs_proto::chunk::*;
+use gofs_proto::frame::Frame;
+use gofs_proto::kind::Request;
+use gofs_proto::session::{Failure, failure::Code};
+use gofs_proto::{Link, LinkHandler};
+use gofs_tree::{
+    Attr, ChunkId, ChunkIndex, ChunkRef, ChunkServerId, ChunkSize, ChunkVersion, Edit, EditOp, FsError, Ino,
+    MemoryStore, Mode, Name, NamespaceId, NamespaceLimits, NewNode, ROOT_INO, SessionId, Store, Timestamp,
+    apply,
+};
+use parking_lot::Mutex;
+use prost::Message;
+
+use super::{BoxFuture, ChunkLocation, Content, DataConfig, FileMeta, Replica};
+
+pub const CHUNK_BYTES: u32 = 64 << 10;
+pub const INO: Ino = Ino(2);
+pub const SESSION: SessionId = SessionId(7);
+
+/// One chunk as a server has it.
+#[derive(Clone, Default)]
+pub struct Stored {
+    pub version: u64,
+    pub bytes: Vec<u8>,
+    blocks: BTreeSet<u32>,
+}
+
+impl Stored {
+    fn put(&mut self, offset: usize, bytes: &[u8]) {
+        self.bytes.resize(self.bytes.len().max(offset + bytes.len()), 0);
+        self.bytes[offset..offset + bytes.len()].copy_from_slice(bytes);
+        let last = (offset + bytes.len() - 1) as u32 / 4096;
+        self.blocks.extend(offset as u32 / 4096..=last);
+    }
+
+    fn punch(&mut self, offset: usize, len: usize) {
+        let end = (offset + len).min(self.bytes.len());
+        if offset < end {
+            self.bytes[offset..end].fill(0);
+        }
+        let whole = (offset as u32).div_ceil(4096)..(offset + len) as u32 / 4096;
+        self.blocks.retain(|block| !whole.contains(block));
+    }
+}
+
+/// A ChunkServer.
+pub struct FakeServer {
+    pub id: ChunkServerId,
+    pub address: String,
+    pub chunks: Mutex<HashMap<u64, Stored>>,
+    /// What a power loss leaves.
+    durable: Mutex<HashMap<u64, Stored>>,
+    /// Drops every connection at its next request.
+    pub down: AtomicBool,
+    pub full: AtomicBool,
+    /// Damages what it reads.
+    pub corrupt: AtomicBool,
+    pub fenced: AtomicBool,
+    pub reads: AtomicU64,
+    pub read_bytes: AtomicU64,
+    pub writes: AtomicU64,
+    pub syncs: AtomicU64,
+}
+
+impl FakeServer {
+    pub fn lose_power(&self) {
+        *self.chunks.lock() = self.durable.lock().clone();
+    }
+
+    fn sync(&self, chunk: u64) {
+        if let Some(stored) = self.chunks.lock().get(&chunk) {
+            self.durable.lock().insert(chunk, stored.clone());
+        }
+    }
+
+    fn admit(&self, chunk: u64, version: u64, create: bool) -> Result<(), Failure> {
+        if self.fenced.load(Ordering::Relaxed) {
+            return Err(refusal(Code::StaleChunk, "fenced"));
+        }
+        if self.full.load(Ordering::Relaxed) {
+            let fs_error = FsError::NoSpace.code();
+            return Err(Failure { fs_error, ..refusal(Code::Fs, "full") });
+        }
+        match self.chunks.lock().get(&chunk) {
+            Some(stored) if stored.version == version => Ok(()),
+            Some(_) => Err(refusal(Code::StaleChunk, "version")),
+            None if create => Ok(()),
+            None => Err(refusal(Code::NoChunk, "not here")),
+        }
+    }
+
+    fn write(&self, write: &Write, payload: &[u8]) -> Result<Vec<ItemDone>, Failure> {
+        let mut at = 0;
+        let mut done = Vec::new();
+        for item in &write.items {
+            self.admit(item.chunk, item.version, item.create)?;
+            let bytes = &payload[at..at + item.len as usize];
+            at += bytes.len();
+            assert_eq!(crc32c::crc32c(bytes), item.crc32c, "checksum of an item");
+            assert!(item.offset + item.len <= CHUNK_BYTES, "past the end of a chunk");
+            let mut chunks = self.chunks.lock();
+            let stored = chunks.entry(item.chunk).or_default();
+            stored.version = item.version;
+            stored.put(item.offset as usize, bytes);
+            done.push(ItemDone { blocks_4k: stored.blocks.len() as u32 });
+        }
+        assert_eq!(at, payload.len());
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        if write.sync {
+            write.items.iter().for_each(|item| self.sync(item.chunk));
+        }
+        Ok(done)
+    }
+
+    fn punch(&self, punch: &Punch) -> Result<u32, Failure> {
+        self.admit(punch.chunk, punch.version, false)?;
+        let mut chunks = self.chunks.lock();
+        let stored = chunks.get_mut(&punch.chunk).ok_or_else(|| refusal(Code::NoChunk, "not here"))?;
+        stored.punch(punch.offset as usize, punch.len as usize);
+        Ok(stored.blocks.len() as u32)
+    }
+}
+
+fn refusal(code: Code, text: &str) -> Failure {
+    Failure { code: code.into(), text: text.to_owned(), ..Failure::default() }
+}
+
+fn failed(server: &FakeServer, failure: &Failure) -> Failed {
+    let no_space = failure.fs_error == FsError::NoSpace.code();
+    Failed { server: server.id.0, text: failure.text.clone(), no_space }
+}
+
+struct Door {
+    cluster: std::sync::Weak<FakeCluster>,
+    server: Arc<FakeServer>,
+}
+
+impl LinkHandler for Door {
+    fn on_request(&self, link: &Arc<Link>, request: Frame) {
+        let Some(cluster) = self.cluster.upgrade() else { return link.close() };
+        if self.server.down.load(Ordering::Relaxed) || cluster.trip() {
+            return link.close();
+        }
+        cluster.serve(&self.server, link, request);
+    }
+
+    fn on_close(&self, _link: &Arc<Link>) {}
+}
+
+struct Meta {
+    store: MemoryStore,
+    replicas: BTreeMap<ChunkId, (ChunkVersion, Vec<ChunkServerId>)>,
+    clock: i64,
+    next_chunk: u64,
+}
+
+/// See the module.
+pub struct FakeCluster {
+    pub servers: Vec<Arc<FakeServer>>,
+    meta: Mutex<Meta>,
+    /// One in so many requests breaks its connection; 0: none.
+    pub trip_one_in: AtomicU32,
+    requests: AtomicU32,
+    pub commits: Mutex<Vec<EditOp>>,
+    pub maps: AtomicU64,
+    pub refuse_commits: Mutex<Option<FsError>>,
+    pub reported: Mutex<Vec<(ChunkServerId, bool)>>,
+    pub map_read_only: AtomicBool,
+}
+
+impl FakeCluster {
+    pub async fn start(servers: u64) -> Arc<FakeCluster> {
+        let mut listeners = Vec::new();
+        let mut fakes = Vec::new();
+        for id in 1..=servers {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            fakes.push(Arc::new(FakeServer {
+                id: ChunkServerId(id),
+                address: listener.local_addr().unwrap().to_string(),
+                chunks: Mutex::default(),
+                durable: Mutex::default(),
+                down: AtomicBool::new(false),
+                full: AtomicBool::new(false),
+                corrupt: AtomicBool::new(false),
+                fenced: AtomicBool::new(false),
+                reads: AtomicU64::new(0),
+                read_bytes: AtomicU64::new(0),
+                writes: AtomicU64::new(0),
+                syncs: AtomicU64::new(0),
+            }));
+            listeners.push(listener);
+        }
+        let limits = NamespaceLimits {
+            quota_bytes: 0,
+            quota_inodes: 0,
+            inline_max: 4096,
+            chunk_size: ChunkSize::new(CHUNK_BYTES).unwrap(),
+        };
+        let store = MemoryStore::with_root(limits, Mode::new(0o755), 0, 0, Timestamp::default());
+        let meta = Meta { store, replicas: BTreeMap::new(), clock: 0, next_chunk: 1 };
+        let cluster = Arc::new(FakeCluster {
+            servers: fakes,
+            meta: Mutex::new(meta),
+            trip_one_in: AtomicU32::new(0),
+            requests: AtomicU32::new(0),
+            commits: Mutex::default(),
+            maps: AtomicU64::new(0),
+            refuse_commits: Mutex::default(),
+            reported: Mutex::default(),
+            map_read_only: AtomicBool::new(false),
+        });
+        for (listener, server) in listeners.into_iter().zip(cluster.servers.clone()) {
+            let weak = Arc::downgrade(&cluster);
+            tokio::spawn(async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    let door = Door { cluster: weak.clone(), server: server.clone() };
+                    Link::accept(stream, Arc::new(door)).unwrap();
+                }
+            });
+        }
+        cluster.create(INO);
+        cluster
+    }
+
+    pub fn create(&self, ino: Ino) {
+        let name = Name::new(format!("f{}", ino.0).as_bytes()).unwrap();
+        let op = EditOp::Create {
+            parent: ROOT_INO,
+            name,
+            ino,
+            node: NewNode::File,
+            mode: Mode::new(0o644),
+            umask: Mode::new(0),
+            uid: 0,
+            gid: 0,
+        };
+        let edit = Edit { time: Timestamp::default(), op };
+        apply(&mut self.meta.lock().store, &edit).unwrap();
+    }
+
+    pub fn config(&self) -> DataConfig {
+        let chunk_size = ChunkSize::new(CHUNK_BYTES).unwrap();
+        DataConfig::new(
+            NamespaceId(1),
+            Arc::new(|| SESSION),
+            Bytes::from_static(b"cluster"),
+            chunk_size,
+            4096,
+        )
+    }
+
+    pub fn now(&self) -> Timestamp {
+        let mut meta = self.meta.lock();
+        meta.clock += 1;
+        Timestamp::new(meta.clock, 0)
+    }
+
+    pub fn set_quota(&self, quota_bytes: u64) {
+        let mut meta = self.meta.lock();
+        let limits = NamespaceLimits { quota_bytes, ..meta.store.limits() };
+        meta.store.set_limits(limits);
+    }
+
+    pub fn content(&self, ino: Ino) -> Content {
+        let meta = self.meta.lock();
+        let inode = meta.store.inode(ino).unwrap().unwrap();
+        let has_chunks = !meta.store.chunks_from(ino, ChunkIndex(0)).unwrap().is_empty();
+        Content::new(&inode.attr(ino), inode.inline.clone(), has_chunks)
+    }
+
+    pub fn server(&self, id: ChunkServerId) -> &Arc<FakeServer> {
+        &self.servers[id.0 as usize - 1]
+    }
+
+    /// The replicas of a file's chunk.
+    pub fn replicas(&self, ino: Ino, index: u32) -> Vec<Arc<FakeServer>> {
+        let meta = self.meta.lock();
+        let chunk = meta.store.chunk(ino, ChunkIndex(index)).unwrap().unwrap().chunk;
+        meta.replicas[&chunk].1.iter().map(|id| self.server(*id).clone()).collect()
+    }
+
+    /// Every replica of every chunk of the file holds the same bytes below the file's size.
+    pub fn check_replicas(&self, ino: Ino) {
+        let meta = self.meta.lock();
+        let size = meta.store.inode(ino).unwrap().unwrap().size;
+        for (index, chunk) in meta.store.chunks_from(ino, ChunkIndex(0)).unwrap() {
+            let start = u64::from(index.0) * u64::from(CHUNK_BYTES);
+            let len = size.saturating_sub(start).min(u64::from(CHUNK_BYTES)) as usize;
+            let (version, servers) = &meta.replicas[&chunk.chunk];
+            let mut first: Option<Vec<u8>> = None;
+            for server in servers {
+                let chunks = self.server(*server).chunks.lock();
+                let Some(stored) = chunks.get(&chunk.chunk.0) else {
+                    assert_eq!(chunk.blocks_4k, 0, "{server} lacks chunk {}", index.0);
+                    continue;
+                };
+                assert_eq!(stored.version, version.0);
+                let mut bytes = stored.bytes.clone();
+                bytes.resize(CHUNK_BYTES as usize, 0);
+                bytes.truncate(len);
+                assert!(
+                    *first.get_or_insert_with(|| bytes.clone()) == bytes,
+                    "replicas of chunk {} differ",
+                    index.0
+                );
+            }
+        }
+    }
+
+    fn trip(&self) -> bool {
+        let one_in = self.trip_one_in.load(Ordering::Relaxed);
+        one_in > 0 && self.requests.fetch_add(1, Ordering::Relaxed) % one_in == one_in - 1
+    }
+
+    fn serve(&self, server: &FakeServer, link: &Arc<Link>, request: Frame) {
+        let id = request.id;
+        let header = request.header;
+        match request.kind {
+            Hello::KIND => {
+                let hello = Hello::decode(header).unwrap();
+                assert_eq!(&hello.cluster[..], b"cluster");
+                link.reply::<Hello>(id, &Welcome { version: 1, server: server.id.0 }, Vec::new());
+            }
+            Write::KIND => {
+                let write = Write::decode(header).unwrap();
+                assert_eq!(write.writer, Some(Writer { namespace: 1, session: SESSION.0 }));
+                match server.write(&write, &request.payload) {
+                    Err(failure) => link.refuse(id, &failure),
+                    Ok(done) => {
+                        let others = write.chain.iter().map(|hop| self.server(ChunkServerId(hop.server)));
+                        let failed = others
+                            .filter_map(|other| {
+                                let result = match other.down.load(Ordering::Relaxed) {
+                                    true => Err(refusal(Code::Retry, "down")),
+                                    false => other.write(&write, &request.payload),
+                                };
+                                result.err().map(|failure| failed(other, &failure))
+                            })
+                            .collect();
+                        link.reply::<Write>(id, &WriteReply { done, failed }, Vec::new());
+                    }
+                }
+            }
+            Punch::KIND => {
+                let punch = Punch::decode(header).unwrap();
+                match server.punch(&punch) {
+                    Err(failure) => link.refuse(id, &failure),
+                    Ok(blocks_4k) => {
+                        let others = punch.chain.iter().map(|hop| self.server(ChunkServerId(hop.server)));
+                        let failed = others
+                            .filter_map(|other| {
+                                let result = match other.down.load(Ordering::Relaxed) {
+                                    true => Err(refusal(Code::Retry, "down")),
+                                    false => other.punch(&punch),
+                                };
+                                result.err().map(|failure| failed(other, &failure))
+                            })
+                            .collect();
+                        link.reply::<Punch>(id, &PunchReply { blocks_4k, failed }, Vec::new());
+                    }
+                }
+            }
+            Read::KIND => {
+                let read = Read::decode(header).unwrap();
+                server.reads.fetch_add(1, Ordering::Relaxed);
+                server.read_bytes.fetch_add(read.len.into(), Ordering::Relaxed);
+                let chunks = server.chunks.lock();
+                let Some(stored) = chunks.get(&read.chunk) else {
+                    return link.refuse(id, &refusal(Code::NoChunk, "not here"));
+                };
+                if stored.version < read.version {
+                    return link.refuse(id, &refusal(Code::StaleChunk, "old"));
+                }
+                let mut bytes = stored.bytes.clone();
+                bytes.resize(CHUNK_BYTES as usize, 0);
+                let mut bytes = bytes[read.offset as usize..(read.offset + read.len) as usize].to_vec();
+                let crc32c = crc32c::crc32c(&bytes);
+                if server.corrupt.load(Ordering::Relaxed) {
+                    bytes[0] ^= 1;
+                }
+                link.reply::<Read>(id, &ReadReply { crc32c }, vec![Bytes::from(bytes)]);
+            }
+            Sync::KIND => {
+                let sync = Sync::decode(header).unwrap();
+                server.syncs.fetch_add(1, Ordering::Relaxed);
+                for item in &sync.items {
+                    if !server.chunks.lock().contains_key(&item.chunk) {
+                        return link.refuse(id, &refusal(Code::NoChunk, "not here"));
+                    }
+                    server.sync(item.chunk);
+                }
+                link.reply::<Sync>(id, &SyncReply {}, Vec::new());
+            }
+            Extents::KIND => {
+                let extents = Extents::decode(header).unwrap();
+                let chunks = server.chunks.lock();
+                let Some(stored) = chunks.get(&extents.chunk) else {
+                    return link.refuse(id, &refusal(Code::NoChunk, "not here"));
+                };
+                let extents =
+                    stored.blocks.iter().map(|&start_4k| Extent { start_4k, blocks_4k: 1 }).collect();
+                link.reply::<Extents>(id, &ExtentsReply { extents }, Vec::new());
+            }
+            other => panic!("request of kind {other}"),
+        }
+    }
+
+    fn location(&self, meta: &Meta, index: ChunkIndex, chunk: ChunkRef) -> ChunkLocation {
+        let (version, servers) = &meta.replicas[&chunk.chunk];
+        ChunkLocation {
+            index,
+            chunk: chunk.chunk,
+            version: *version,
+            blocks_4k: chunk.blocks_4k,
+            replicas: servers
+                .iter()
+                .map(|id| Replica { server: *id, address: self.server(*id).address.clone() })
+                .collect(),
+        }
+    }
+}
+
+impl FileMeta for FakeCluster {
+    fn chunk_map(
+        &self,
+        ino: Ino,
+        first: ChunkIndex,
+        count: u32,
+    ) -> BoxFuture<'_, Result<Vec<ChunkLocation>, FsError>> {
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            self.maps.fetch_add(1, Ordering::Relaxed);
+            let meta = self.meta.lock();
+            let end = u64::from(first.0) + u64::from(count);
+            let found = meta.store.chunks_from(ino, first)?;
+            let inside = found.into_iter().filter(|(index, _)| u64::from(index.0) < end);
+            let mut found: Vec<_> = inside.map(|(index, chunk)| self.location(&meta, index, chunk)).collect();
+            if self.map_read_only.load(Ordering::Relaxed) {
+                found.iter_mut().for_each(|location| location.version = ChunkVersion(0));
+            }
+            Ok(found)
+        })
+    }
+
+    fn allocate(
+        &self,
+        ino: Ino,
+        indexes: Vec<ChunkIndex>,
+    ) -> BoxFuture<'_, Result<Vec<ChunkLocation>, FsError>> {
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            let mut meta = self.meta.lock();
+            let mut out = Vec::new();
+            for index in indexes {
+                if meta.store.chunk(ino, index)?.is_none() {
+                    let chunk = ChunkId(meta.next_chunk);
+                    meta.next_chunk += 1;
+                    let op = EditOp::AddChunk { ino, index, chunk };
+                    apply(&mut meta.store, &Edit { time: Timestamp::default(), op })?;
+                    let mut live: Vec<ChunkServerId> = self
+                        .servers
+                        .iter()
+                        .filter(|s| !s.down.load(Ordering::Relaxed))
+                        .map(|s| s.id)
+                        .collect();
+                    let turn = chunk.0 as usize % live.len().max(1);
+                    live.rotate_left(turn);
+                    live.truncate(2);
+                    meta.replicas.insert(chunk, (ChunkVersion(1), live));
+                }
+                let chunk = meta.store.chunk(ino, index)?.ok_or(FsError::Io)?;
+                out.push(self.location(&meta, index, chunk));
+            }
+            Ok(out)
+        })
+    }
+
+    fn replica_failed(
+        &self,
+        ino: Ino,
+        index: ChunkIndex,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        servers: Vec<ChunkServerId>,
+    ) -> BoxFuture<'_, Result<ChunkLocation, FsError>> {
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            let mut meta = self.meta.lock();
+            let (current, replicas) = meta.replicas[&chunk].clone();
+            if current == version {
+                let survivors: Vec<_> = replicas.into_iter().filter(|id| !servers.contains(id)).collect();
+                assert!(!survivors.is_empty(), "no survivor");
+                let next = current.next();
+                for id in &survivors {
+                    if let Some(stored) = self.server(*id).chunks.lock().get_mut(&chunk.0) {
+                        stored.version = next.0;
+                    }
+                    if let Some(stored) = self.server(*id).durable.lock().get_mut(&chunk.0) {
+                        stored.version = next.0;
+                    }
+                }
+                meta.replicas.insert(chunk, (next, survivors));
+            }
+            let reference = meta.store.chunk(ino, index)?.ok_or(FsError::Stale)?;
+            Ok(self.location(&meta, index, reference))
+        })
+    }
+
+    fn bad_replica(&self, _chunk: ChunkId, server: ChunkServerId, corrupt: bool) {
+        self.reported.lock().push((server, corrupt));
+    }
+
+    fn commit(&self, ino: Ino, edit: Edit) -> BoxFuture<'_, Result<Attr, FsError>> {
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            if let Some(error) = *self.refuse_commits.lock() {
+                return Err(error);
+            }
+            let mut meta = self.meta.lock();
+            apply(&mut meta.store, &edit)?;
+            self.commits.lock().push(edit.op);
+            Ok(meta.store.inode(ino)?.ok_or(FsError::Stale)?.attr(ino))
+        })
+    }
+}
