@@ -37,7 +37,7 @@ impl FileData {
     /// bytes flushed earlier included. Nothing to do for a file that is not loaded. An error is also sticky.
     pub async fn flush(self: &Arc<Self>, ino: Ino, durable: bool) -> Result<(), FsError> {
         let Some(file) = self.file(ino) else { return Ok(()) };
-        if file.look(|state| !state.has_news() && !(durable && state.is_unsynced(true))) {
+        if file.look(|state| !(state.has_news() || durable && state.is_unsynced(true))) {
             return Ok(());
         }
         self.on_own_task(|data| async move { data.flush_file(&file, durable).await }).await

@@ -149,7 +149,7 @@ impl ChunkLinks {
         let hello = Hello {
             version: PROTOCOL_VERSION,
             oldest_version: OLDEST_PROTOCOL_VERSION,
-            cluster: self.cluster.clone().into(),
+            cluster: self.cluster.clone(),
         };
         let problem = match tokio::time::timeout(CONNECT_TIMEOUT, link.call(&hello, Vec::new())).await {
             Ok(Ok((welcome, _))) if welcome.server == replica.server.0 => return Ok(link),

@@ -157,7 +157,7 @@ impl FileData {
                 retry.unreachable(&error.to_string()).await?;
                 let tries = broken.entry(replica.clone()).or_default();
                 *tries += 1;
-                *tries % REPLICA_TRIES == 0
+                tries.is_multiple_of(REPLICA_TRIES)
             }
             ChunkCallError::Refused { failure, .. } => {
                 retry.contradicted(&error.to_string()).await?;
