@@ -43,7 +43,7 @@ fn every_file_type_and_lease_mode_survives_the_wire() {
 fn an_attr_with_a_bad_field_is_refused_by_its_name() {
     let good = session::Attr::from(&attr());
     let refused = |change: fn(&mut session::Attr)| {
-        let mut bad = good.clone();
+        let mut bad = good;
         change(&mut bad);
         Attr::try_from(&bad).unwrap_err().to_string()
     };

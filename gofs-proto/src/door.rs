@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::frame::PREFACE;
@@ -33,6 +34,9 @@ pub async fn which(stream: &TcpStream) -> io::Result<Door> {
             let fits = first[..seen] == PREFACE[..seen] || first[..seen] == HTTP2_PREFACE[..seen];
             if seen == 0 || !fits {
                 return Err(io::ErrorKind::InvalidData.into());
+            }
+            if stream.ready(Interest::READABLE).await?.is_read_closed() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
             // Peek is ready at once while a partial preface lies there.
             tokio::time::sleep(Duration::from_millis(1)).await;

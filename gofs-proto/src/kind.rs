@@ -21,6 +21,13 @@ macro_rules! kinds {
             type Reply = crate::$module::$reply;
         })*
 
+        /// Every header with its name: reads bytes as one.
+        #[cfg(test)]
+        pub(crate) const DECODERS: &[(&str, fn(&[u8]) -> bool)] = &[$(
+            (stringify!($request), |bytes| <crate::$module::$request as prost::Message>::decode(bytes).is_ok()),
+            (stringify!($reply), |bytes| <crate::$module::$reply as prost::Message>::decode(bytes).is_ok()),
+        )*];
+
         /// The name of a kind, for messages to people.
         pub fn name(kind: u16) -> &'static str {
             match kind & !REPLY {

@@ -9,6 +9,8 @@
 pub mod convert;
 pub mod door;
 pub mod frame;
+#[cfg(test)]
+mod garbage_tests;
 pub mod kind;
 mod link;
 
