@@ -15,3 +15,6 @@ pub mod server;
 pub mod service;
 pub mod session;
 pub mod state;
+
+pub use config::Config;
+pub use server::Server;
