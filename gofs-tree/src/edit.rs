@@ -139,11 +139,12 @@ pub enum EditOp {
     SetXattr { ino: Ino, name: XattrName, value: Bytes, mode: XattrSetMode },
     /// removexattr.
     RemoveXattr { ino: Ino, name: XattrName },
-    /// Replaces the whole content of a file that has no chunks: `data` is at most
-    /// `inline_max` bytes, `size` at least as long (the rest are zeros).
+    /// Replaces the whole content of a file whose content is not in chunks: `data` is at most
+    /// `inline_max` bytes, `size` at least as long (the rest are zeros). Chunks that never came to hold the
+    /// content, because their writer died before its `Extend`, are dropped.
     WriteInline { ino: Ino, data: Bytes, size: u64, mtime: Timestamp },
-    /// Gives a file a chunk where it has none. A file with inline bytes refuses it
-    /// unless they were moved: see `clear_inline`.
+    /// Gives a file a chunk where it has none. Inline bytes, where there are any, stay the content
+    /// until `Extend` with `clear_inline`.
     AddChunk { ino: Ino, index: ChunkIndex, chunk: ChunkId },
     /// After bytes were acknowledged by ChunkServers: new size (never smaller than
     /// what is there: truncation is `SetAttr`), mtime, allocated blocks per chunk, and whether
@@ -162,7 +163,8 @@ pub enum EditOp {
     /// whole chunks inside are dropped; the parts of chunks at the edges were zeroed
     /// on the ChunkServers before.
     Punch { ino: Ino, start: u64, end: u64 },
-    /// A session closed its last handle on an orphan.
+    /// A session closed its last handle on an orphan; with the last holder the inode goes, and the
+    /// outcome says so in `removed`.
     ReleaseOrphan { ino: Ino, session: SessionId },
 }
 
@@ -171,6 +173,7 @@ pub enum EditOp {
 pub struct Outcome {
     /// The inode that was made, linked, removed, renamed or changed.
     pub ino: Ino,
-    /// The inode that lost its last name and is now an orphan or gone (unlink, rmdir, rename over).
+    /// The inode that lost its last name and is now an orphan or gone (unlink, rmdir, rename over), or
+    /// that is gone with its last holder (release of an orphan).
     pub removed: Option<Ino>,
 }

@@ -37,7 +37,8 @@ pub struct Inode {
     pub has_xattrs: bool,
     /// What the inode holds by itself: a symlink's target, or a small file's bytes
     /// (at most `size` of them; bytes between its end and `size` read as zeros).
-    /// A regular file has inline bytes or chunks, never both.
+    /// While a regular file has inline bytes they are its content, and chunks beside them are
+    /// still to be filled.
     pub inline: Bytes,
 }
 

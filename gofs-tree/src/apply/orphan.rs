@@ -16,7 +16,8 @@ pub(super) struct Freeing {
 }
 
 impl Freeing {
-    fn plan(store: &impl Store, ino: Ino, inode: &Inode) -> Result<Freeing, FsError> {
+    /// An inode has an orphan record exactly while it has no name.
+    fn plan(store: &impl Store, ino: Ino, inode: &Inode, is_orphan: bool) -> Result<Freeing, FsError> {
         let mut usage = store.usage()?;
         let is_file = inode.file_type == FileType::File;
         usage.inodes = usage.inodes.saturating_sub(1);
@@ -24,7 +25,7 @@ impl Freeing {
         let xattrs = if inode.has_xattrs { store.xattrs(ino)? } else { Vec::new() };
         let chunks = if is_file { store.chunks_from(ino, ChunkIndex(0))? } else { Vec::new() };
         let xattrs = xattrs.into_iter().map(|(name, _)| name).collect();
-        Ok(Freeing { ino, usage, xattrs, chunks, is_orphan: store.orphan(ino)?.is_some() })
+        Ok(Freeing { ino, usage, xattrs, chunks, is_orphan })
     }
 
     fn perform(self, store: &mut impl Store) {
@@ -71,7 +72,7 @@ impl Unnaming {
         let last = if inode.nlink > 0 {
             Last::No
         } else if holders.is_empty() {
-            Last::Free(Freeing::plan(store, ino, &inode)?)
+            Last::Free(Freeing::plan(store, ino, &inode, false)?)
         } else {
             let mut holders = holders.to_vec();
             holders.sort_unstable();
@@ -107,7 +108,7 @@ pub(super) fn release(store: &mut impl Store, ino: Ino, session: SessionId) -> R
         store.set_orphan(ino, orphan);
         return Ok(Outcome { ino, removed: None });
     }
-    let freeing = Freeing::plan(store, ino, &inode(store, ino)?)?;
+    let freeing = Freeing::plan(store, ino, &inode(store, ino)?, true)?;
     freeing.perform(store);
     Ok(Outcome { ino, removed: Some(ino) })
 }
