@@ -167,8 +167,7 @@ async fn reconnect(core: &Weak<Core>, addresses: &mut Addresses) -> Option<Greet
 async fn keep_alive(core: &Weak<Core>, link: &Arc<Link>, door: &Arc<Door>) {
     let closed = door.closed.notified();
     tokio::pin!(closed);
-    loop {
-        let Some(period) = core.upgrade().map(|core| core.validity() / 4) else { break };
+    while let Some(period) = core.upgrade().map(|core| core.validity() / 4) {
         tokio::select! {
             () = &mut closed => return,
             () = tokio::time::sleep(period) => {}
