@@ -35,6 +35,8 @@ pub struct Server {
     group: Arc<MetaGroup>,
     service: Arc<Service>,
     stop: watch::Sender<bool>,
+    /// Begins terms; must be over before the last one is ended.
+    follow: JoinHandle<()>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -75,8 +77,8 @@ impl Server {
             .add_service(chunks.heartbeat_service())
             .add_service(admin::admin_service(group.clone(), chunks, service.clone()));
         let mut rpc_stopped = stopped.clone();
+        let follow = tokio::spawn(service.clone().run());
         let tasks = vec![
-            tokio::spawn(service.clone().run()),
             tokio::spawn(accept(listener, service.clone(), rpc, stopped)),
             tokio::spawn(async move {
                 let until = async move {
@@ -91,7 +93,7 @@ impl Server {
             }),
         ];
         tracing::info!(id = config.id.0, %address, data = %config.data.display(), "MetaServer is up");
-        Ok(Server { id: config.id, address, group, service, stop, tasks })
+        Ok(Server { id: config.id, address, group, service, stop, follow, tasks })
     }
 
     /// Where it listens.
@@ -107,6 +109,9 @@ impl Server {
     /// Stops cleanly. Mounts notice that the server is gone and go on with the next one.
     pub async fn shutdown(self) {
         self.stop.send_replace(true);
+        self.follow.abort();
+        // Cancelled is how it ends.
+        let _ = self.follow.await;
         self.service.shutdown();
         self.group.shutdown().await;
         for mut task in self.tasks {

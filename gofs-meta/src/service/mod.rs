@@ -77,7 +77,7 @@ impl Service {
         Arc::new(Service { shared: Arc::new(shared), current: RwLock::new(None) })
     }
 
-    /// Follows the leadership: begins and ends terms. Ends with the group.
+    /// Follows the leadership: begins and ends terms, until it is dropped or aborted.
     pub async fn run(self: Arc<Self>) {
         let mut leadership = self.shared.group.leadership();
         loop {

@@ -1,0 +1,219 @@
+//! Sessions: how they begin, go on over connections and servers, and end.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use gofs_proto::CallError;
+use gofs_proto::session as wire;
+use gofs_proto::session::failure::Code;
+use gofs_tree::{FsError, Ino, NewNode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::client::*;
+
+const VALIDITY: Duration = Duration::from_secs(20);
+const MARGIN: Duration = Duration::from_secs(5);
+/// Short ones for tests that wait for the end of a session.
+const SHORT: Duration = Duration::from_millis(1200);
+const SHORT_MARGIN: Duration = Duration::from_millis(300);
+
+fn code(error: CallError) -> Code {
+    refused(error).code()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hellos_that_cannot_be_are_refused_with_why() {
+    let data = tempfile::tempdir().unwrap();
+    let server = serve(data.path(), VALIDITY, MARGIN).await;
+    let say = |hello| Mount::say(server.address(), hello);
+    assert_eq!(
+        code(say(wire::Hello { namespace: "none".into(), ..hello() }).await.unwrap_err()),
+        Code::NoNamespace
+    );
+    let newer = wire::Hello { version: 99, oldest_version: 98, ..hello() };
+    assert_eq!(code(say(newer).await.unwrap_err()), Code::BadVersion);
+    let a = Mount::open(server.address()).await;
+    let forged = wire::Hello { session: a.welcome.session, token: vec![0; 16].into(), ..hello() };
+    assert_eq!(code(say(forged).await.unwrap_err()), Code::NoSession);
+    let missing = wire::Hello { subdir: "no/where".into(), ..hello() };
+    assert_eq!(refused(say(missing).await.unwrap_err()).to_fs_error(), Ok(Some(FsError::NotFound)));
+    let dir = a.mkdir(ROOT, "dir").await;
+    let inside = say(wire::Hello { subdir: "/dir/".into(), ..hello() }).await.unwrap();
+    assert_eq!(inside.welcome.root, dir.0);
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_repeated_over_a_new_connection_happens_once() {
+    let data = tempfile::tempdir().unwrap();
+    let server = serve(data.path(), VALIDITY, MARGIN).await;
+    let a = Mount::open(server.address()).await;
+    let seq = a.new_seq();
+    let op = create(ROOT, "once", NewNode::File);
+    let first = a.edit_as(seq, op.clone(), false, true).await.unwrap();
+    // The reply was lost, as far as the client knows.
+    a.link.close();
+    let a = a.again(server.address(), Vec::new(), Vec::new()).await.unwrap();
+    let second = a.edit_as(seq, op.clone(), false, true).await.unwrap();
+    assert_eq!(first.ino, second.ino);
+    let node = node_of(&second, Ino(second.ino));
+    assert_eq!(node.grant.as_ref().map(|g| g.mode()), Some(wire::Mode::Write));
+    assert_eq!(a.edit(op).await, Err(FsError::Exists), "a new one does not");
+    // A removal that was done is done, although nothing is left of what it removed.
+    let seq = a.new_seq();
+    assert_eq!(a.edit_as(seq, unlink(ROOT, "once"), false, false).await.unwrap().removed, first.ino);
+    assert_eq!(a.edit_as(seq, unlink(ROOT, "once"), false, false).await.unwrap().removed, first.ino);
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_connection_keeps_leases_and_recalls_are_asked_again() {
+    let data = tempfile::tempdir().unwrap();
+    let server = serve(data.path(), VALIDITY, MARGIN).await;
+    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let made = a.create(ROOT, "f").await.unwrap();
+    let ino = Ino(made.ino);
+    let lease = held(node_of(&made, ino));
+    a.link.close();
+    let mut look = Box::pin(b.fetch(ino, wire::Mode::Read));
+    assert!(tokio::time::timeout(Duration::from_millis(200), &mut look).await.is_err(), "its lease stands");
+    let back = a.again(server.address(), vec![lease], Vec::new()).await.unwrap();
+    assert_eq!(back.welcome.refused_leases, []);
+    back.asked().await.answer(false);
+    assert!(look.await.unwrap().grant.is_some());
+    // What a mount does not list it does not have: nobody waits for it.
+    back.call(wire::Fetch { ino: ROOT.0, want: wire::Mode::Read.into() }).await.unwrap();
+    back.link.close();
+    let bare = back.again(server.address(), Vec::new(), Vec::new()).await.unwrap();
+    b.create(ROOT, "g").await.unwrap();
+    bare.not_asked(Duration::from_millis(50)).await;
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_mount_is_fenced_and_the_others_go_on() {
+    let data = tempfile::tempdir().unwrap();
+    let server = serve(data.path(), SHORT, SHORT_MARGIN).await;
+    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let ino = Ino(a.create(ROOT, "f").await.unwrap().ino);
+    a.fall_silent();
+    let silent_since = Instant::now();
+    assert!(b.fetch(ino, wire::Mode::Write).await.unwrap().grant.is_some());
+    assert!(silent_since.elapsed() >= SHORT, "not before A has stopped answering from its cache");
+    assert_eq!(code(a.again(server.address(), Vec::new(), Vec::new()).await.unwrap_err()), Code::NoSession);
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mount_that_lives_is_not_fenced() {
+    let data = tempfile::tempdir().unwrap();
+    let server = serve(data.path(), SHORT, SHORT_MARGIN).await;
+    let a = Mount::open(server.address()).await;
+    a.create(ROOT, "f").await.unwrap();
+    tokio::time::sleep((SHORT + SHORT_MARGIN) * 2).await;
+    a.create(ROOT, "g").await.unwrap();
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn goodbye_frees_at_once() {
+    let data = tempfile::tempdir().unwrap();
+    let server = serve(data.path(), VALIDITY, MARGIN).await;
+    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let op = create(ROOT, "f", NewNode::File);
+    let ino = Ino(a.edit_as(a.new_seq(), op, false, true).await.unwrap().ino);
+    a.edit_as(a.new_seq(), unlink(ROOT, "f"), true, false).await.unwrap();
+    a.call(wire::Goodbye {}).await.unwrap();
+    assert_eq!(b.fetch(ino, wire::Mode::Read).await, Err(FsError::Stale), "its orphan went with it");
+    assert_eq!(code(a.call(wire::Statfs {}).await.unwrap_err()), Code::NoSession);
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_server_waits_for_leases_to_be_reclaimed() {
+    let data = tempfile::tempdir().unwrap();
+    let server = serve(data.path(), VALIDITY, MARGIN).await;
+    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let made = a.create(ROOT, "f").await.unwrap();
+    let ino = Ino(made.ino);
+    let lease = held(node_of(&made, ino));
+    let lock = wire::Lock { ino: ino.0, owner: 9, start: 0, end: 99, exclusive: true, pid: 4 };
+    a.call(wire::SetLock { lock: Some(lock.clone()), wait: false, wait_id: 1 }).await.unwrap();
+    server.shutdown().await;
+    let server = serve(data.path(), VALIDITY, MARGIN).await;
+    let b = b.again(server.address(), Vec::new(), Vec::new()).await.unwrap();
+    let mut look = Box::pin(b.fetch(ino, wire::Mode::Read));
+    assert!(
+        tokio::time::timeout(Duration::from_millis(300), &mut look).await.is_err(),
+        "A may hold anything"
+    );
+    let test = wire::GetLock { lock: Some(wire::Lock { owner: 8, ..lock.clone() }) };
+    assert_eq!(code(b.call(test.clone()).await.unwrap_err()), Code::Retry);
+    let a = a.again(server.address(), vec![lease], vec![lock]).await.unwrap();
+    assert_eq!(a.welcome.refused_leases, []);
+    a.asked().await.answer(true);
+    assert!(look.await.unwrap().grant.is_some());
+    assert_eq!(b.call(test).await.unwrap().conflict.unwrap().owner, 9);
+    // After grace nobody claims what the server does not know.
+    b.willing.store(true, Ordering::Relaxed);
+    b.link.close();
+    let claim = wire::HeldLease { ino: 77, mode: wire::Mode::Write.into(), epoch: 1 };
+    let b = b.again(server.address(), vec![claim], Vec::new()).await.unwrap();
+    assert_eq!(b.welcome.refused_leases, [77]);
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mount_that_does_not_come_back_after_a_restart_is_fenced() {
+    let data = tempfile::tempdir().unwrap();
+    let server = serve(data.path(), SHORT, SHORT_MARGIN).await;
+    let a = Mount::open(server.address()).await;
+    let ino = Ino(a.create(ROOT, "f").await.unwrap().ino);
+    server.shutdown().await;
+    let server = serve(data.path(), SHORT, SHORT_MARGIN).await;
+    let started = Instant::now();
+    let b = Mount::open(server.address()).await;
+    assert!(b.fetch(ino, wire::Mode::Write).await.is_ok());
+    assert!(started.elapsed() + Duration::from_millis(300) >= SHORT + SHORT_MARGIN);
+    assert_eq!(code(a.again(server.address(), Vec::new(), Vec::new()).await.unwrap_err()), Code::NoSession);
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_bytes_and_bad_requests_hurt_nobody_else() {
+    let data = tempfile::tempdir().unwrap();
+    let server = serve(data.path(), VALIDITY, MARGIN).await;
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        b"gofsfr1\n\xff\xff\xff\xff\xff\xff\xff\xff and so on and on",
+        &[0; 100],
+    ] {
+        let mut stream = TcpStream::connect(server.address()).await.unwrap();
+        stream.write_all(garbage).await.unwrap();
+        let mut rest = Vec::new();
+        // Reset or end: either is a closed door.
+        let _ = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest))
+            .await
+            .expect("left open");
+    }
+    let a = Mount::open(server.address()).await;
+    let bad = [
+        a.call(wire::Lookup { parent: 0, name: "x".into() }).await.map(|_| ()),
+        a.call(wire::Lookup { parent: 1, name: "a/b".into() }).await.map(|_| ()),
+        a.call(wire::Fetch { ino: 1, want: 77 }).await.map(|_| ()),
+        a.call(wire::Edits { first_seq: 1, edits: vec!["nonsense".into()], ..Default::default() })
+            .await
+            .map(|_| ()),
+        a.call(wire::Edits { first_seq: 0, ..Default::default() }).await.map(|_| ()),
+        a.call(wire::SetLock::default()).await.map(|_| ()),
+        a.call(hello()).await.map(|_| ()),
+    ];
+    for result in bad {
+        assert_eq!(code(result.unwrap_err()), Code::BadRequest);
+    }
+    assert_eq!(a.fetch(Ino(4711), wire::Mode::Read).await, Err(FsError::Stale));
+    assert_eq!(a.fetch(ROOT, wire::Mode::Write).await, Err(FsError::Invalid));
+    a.create(ROOT, "fine").await.unwrap();
+    server.shutdown().await;
+}
