@@ -77,11 +77,12 @@ impl StateStore {
     }
 
     fn commit(&self, changes: Changes) -> Result<(), StateError> {
+        let disk = self.shared.disk()?;
         self.shared.cache.begin_write(changes.keys());
         let sealed = changes
             .iter()
             .map(|(key, record)| (key.clone(), record.as_ref().map(|record| seal(key, record))));
-        self.shared.disk().write(sealed)?;
+        disk.write(sealed)?;
         self.shared.cache.end_write(changes.into_iter());
         Ok(())
     }

@@ -6,12 +6,18 @@
 //! succeeded before the EditLog is trimmed.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
 
 use super::StateError;
 
 const KEYSPACE: &str = "records";
+/// Threads that flush and compact.
+const WORKERS: usize = 2;
+/// How long a process that is just ending may keep the files.
+const LOCKED_PATIENCE: Duration = Duration::from_secs(5);
+const LOCKED_PAUSE: Duration = Duration::from_millis(20);
 
 pub(crate) struct Disk {
     database: Database,
@@ -21,15 +27,24 @@ pub(crate) struct Disk {
 
 impl Disk {
     pub fn open(path: &Path, cache_bytes: u64) -> Result<Self, StateError> {
-        let failed = |error| StateError::storage(path, error);
-        let database = Database::builder(path)
-            .cache_size(cache_bytes)
-            .manual_journal_persist(true)
-            .worker_threads(2)
-            .open()
-            .map_err(failed)?;
+        let failed = |error: &dyn std::fmt::Display| StateError::storage(path, error);
+        let database = || {
+            Database::builder(path)
+                .cache_size(cache_bytes)
+                .manual_journal_persist(true)
+                .worker_threads(WORKERS)
+                .open()
+        };
+        let until = Instant::now() + LOCKED_PATIENCE;
+        let database = loop {
+            match database() {
+                Err(fjall::Error::Locked) if Instant::now() < until => std::thread::sleep(LOCKED_PAUSE),
+                Err(fjall::Error::Locked) => return Err(failed(&"another process uses it")),
+                opened => break opened.map_err(|error| failed(&error))?,
+            }
+        };
         let options = || KeyspaceCreateOptions::default().manual_journal_persist(true);
-        let records = database.keyspace(KEYSPACE, options).map_err(failed)?;
+        let records = database.keyspace(KEYSPACE, options).map_err(|error| failed(&error))?;
         Ok(Disk { database, records, path: path.to_owned() })
     }
 

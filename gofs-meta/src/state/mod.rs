@@ -37,7 +37,7 @@ pub(crate) use apply::LogEntry;
 pub(crate) use snapshot::{SnapshotFile, SnapshotHead};
 
 pub use record::{ChunkRecord, Counters, LogPosition, NamespaceRecord, ServerRecord, SessionRecord};
-pub use verify::Verified;
+pub use verify::{Digest, Verified};
 pub use view::TreeView;
 
 /// Why the state cannot be read or written.
@@ -98,8 +98,8 @@ struct Shared {
     /// Holds one directory `state-N` for each generation; `CURRENT` names the valid one.
     dir: PathBuf,
     config: StateConfig,
-    /// Replaced as a whole when a Snapshot is installed.
-    disk: RwLock<Arc<Disk>>,
+    /// Replaced as a whole when a Snapshot is installed. `None` once closed.
+    disk: RwLock<Option<Arc<Disk>>>,
     cache: Cache,
     /// Taken by whoever changes the records.
     writer: Mutex<()>,
@@ -113,7 +113,7 @@ impl StateStore {
         let shared = Shared {
             dir: dir.to_owned(),
             config,
-            disk: RwLock::new(Arc::new(disk)),
+            disk: RwLock::new(Some(Arc::new(disk))),
             cache: Cache::new(config.record_cache_bytes),
             writer: Mutex::new(()),
             applied: AtomicU64::new(0),
@@ -152,9 +152,12 @@ impl StateStore {
         }
     }
 
-    /// Makes everything applied so far durable, so that the EditLog before it can go.
-    pub(crate) fn persist(&self) -> Result<(), StateError> {
-        self.shared.disk().persist()
+    /// Makes everything durable and lets go of the files. Reads fail from then on.
+    pub(crate) fn close(&self) -> Result<(), StateError> {
+        let _writer = self.shared.writer.lock();
+        let Some(disk) = self.shared.disk.write().take() else { return Ok(()) };
+        self.shared.cache.clear();
+        disk.persist()
     }
 }
 
@@ -165,12 +168,15 @@ fn refuse(error: &StateError) -> FsError {
 }
 
 impl Shared {
-    fn disk(&self) -> Arc<Disk> {
-        self.disk.read().clone()
+    fn disk(&self) -> Result<Arc<Disk>, StateError> {
+        self.disk
+            .read()
+            .clone()
+            .ok_or_else(|| StateError::storage(&self.dir, "closed: this MetaServer is stopping"))
     }
 
     fn damaged(&self, key: &[u8], reason: impl std::fmt::Display) -> StateError {
-        let path = self.disk.read().path().to_owned();
+        let path = self.disk.read().as_ref().map_or(&*self.dir, |disk| disk.path()).to_owned();
         StateError::Damaged { path, key: key::show(key), reason: reason.to_string() }
     }
 
@@ -189,7 +195,7 @@ impl Shared {
             Ok(record) => return Ok(record),
             Err(miss) => miss,
         };
-        let record = match self.disk().get(None, key)? {
+        let record = match self.disk()?.get(None, key)? {
             Some(value) => Some(self.decode(key, &value)?),
             None => None,
         };
@@ -224,7 +230,7 @@ impl Shared {
                 found.extend(record.clone().map(|record| (key.clone(), record)));
             }
         };
-        for pair in self.disk().range(None, start, end) {
+        for pair in self.disk()?.range(None, start, end) {
             let (key, value) = pair?;
             take_changed(&mut found, Some(&key), limit);
             if found.len() >= limit {

@@ -98,13 +98,11 @@ impl Default for Counters {
     }
 }
 
-/// Position of an entry in the replicated log: who led when it was written, and its index.
+/// Position of an entry in the replicated log. A term has one leader, so this names one entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LogPosition {
     /// Term of the leader that wrote it.
     pub term: u64,
-    /// That leader.
-    pub node: u64,
     /// Index in the log.
     pub index: u64,
 }
@@ -247,7 +245,6 @@ impl Record {
             Record::Applied(at) => {
                 out.u8(VERSION);
                 out.u64(at.term);
-                out.u64(at.node);
                 out.u64(at.index);
             }
             Record::Cluster(cluster) => {
@@ -320,7 +317,7 @@ impl Record {
                 })?
             }
             kind::META if key == key::APPLIED => decode_with("applied position", payload, |from| {
-                Ok(Record::Applied(LogPosition { term: from.u64()?, node: from.u64()?, index: from.u64()? }))
+                Ok(Record::Applied(LogPosition { term: from.u64()?, index: from.u64()? }))
             })?,
             kind::META if key == key::CLUSTER => {
                 decode_with("cluster", payload, |from| Ok(Record::Cluster(from.array()?)))?

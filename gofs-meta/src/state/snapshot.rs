@@ -125,7 +125,6 @@ impl SnapshotHead {
         out.bool(self.position.is_some());
         let at = self.position.unwrap_or_default();
         out.u64(at.term);
-        out.u64(at.node);
         out.u64(at.index);
         out.bool(self.membership.is_some());
         out.bytes(self.membership.as_deref().unwrap_or_default());
@@ -138,7 +137,7 @@ impl SnapshotHead {
         let mut from = Reader::new("head of a Snapshot", bytes);
         from.version(VERSION)?;
         let has_position = from.bool()?;
-        let position = LogPosition { term: from.u64()?, node: from.u64()?, index: from.u64()? };
+        let position = LogPosition { term: from.u64()?, index: from.u64()? };
         let has_membership = from.bool()?;
         let membership = Bytes::copy_from_slice(from.bytes()?);
         let has_cluster = from.bool()?;
@@ -204,7 +203,7 @@ impl StateStore {
     /// Writes a Snapshot of the newest state to `path` without stopping writes. When it returns, file and
     /// state are durable up to the head's position at least.
     pub(crate) fn write_snapshot(&self, path: &Path) -> Result<SnapshotHead, StateError> {
-        let disk = self.shared.disk();
+        let disk = self.shared.disk()?;
         let view = disk.view();
         disk.persist()?;
         let fetch = |key: &[u8]| match disk.get(Some(&view), key)? {
@@ -266,7 +265,7 @@ impl StateStore {
     pub(crate) fn install_snapshot(&self, snapshot: &SnapshotFile) -> Result<SnapshotHead, StateError> {
         let shared = &self.shared;
         let _writer = shared.writer.lock();
-        let present = shared.disk();
+        let present = shared.disk()?;
         let present_name = present.path().file_name().map(|name| name.to_string_lossy().into_owned());
         let generation = present_name.as_deref().and_then(generation_of).unwrap_or(0) + 1;
         let name = generation_name(generation);
@@ -279,7 +278,7 @@ impl StateStore {
         let head = disk.fill(|put| snapshot.records(put).map_err(failed))?;
         disk.persist()?;
         set_current(&shared.dir, &name).map_err(failed)?;
-        *shared.disk.write() = Arc::new(disk);
+        *shared.disk.write() = Some(Arc::new(disk));
         shared.cache.clear();
         shared.applied.store(head.position.map_or(0, |at| at.index), Ordering::Release);
         let old = present.path().to_owned();

@@ -19,7 +19,7 @@ pub const DAMAGED_MAX: usize = 1000;
 impl StateStore {
     /// Reads every record of one consistent view past the caches and checks it. Takes long; runs beside writes.
     pub fn verify(&self) -> Result<Verified, StateError> {
-        let disk = self.shared.disk();
+        let disk = self.shared.disk()?;
         let view = disk.view();
         let mut verified = Verified::default();
         for pair in disk.range(Some(&view), &[], &[]) {
@@ -33,5 +33,39 @@ impl StateStore {
             }
         }
         Ok(verified)
+    }
+}
+
+/// What all records come to. MetaServers that applied the same entries have the same digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Digest {
+    /// Last entry applied.
+    pub applied: gofs_tree::EditIndex,
+    /// Records.
+    pub records: u64,
+    /// CRC32C of all keys and values in order.
+    pub crc32c: u32,
+}
+
+impl StateStore {
+    /// Reads every record of one consistent view. Takes long; runs beside writes.
+    pub fn digest(&self) -> Result<Digest, StateError> {
+        let disk = self.shared.disk()?;
+        let view = disk.view();
+        let mut digest = Digest { applied: gofs_tree::EditIndex(0), records: 0, crc32c: 0 };
+        if let Some(value) = disk.get(Some(&view), key::APPLIED)?
+            && let record::Record::Applied(at) = self.shared.decode(key::APPLIED, &value)?
+        {
+            digest.applied = gofs_tree::EditIndex(at.index);
+        }
+        for pair in disk.range(Some(&view), &[], &[]) {
+            let (key, value) = pair?;
+            digest.records += 1;
+            for part in [&key, &value] {
+                digest.crc32c = crc32c::crc32c_append(digest.crc32c, &(part.len() as u64).to_le_bytes());
+                digest.crc32c = crc32c::crc32c_append(digest.crc32c, part);
+            }
+        }
+        Ok(digest)
     }
 }
