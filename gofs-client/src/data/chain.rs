@@ -11,11 +11,11 @@ use gofs_tree::{ChunkIndex, ChunkServerId, FsError};
 use super::FileData;
 use super::chunks::{Chunk, ChunkSpan};
 use super::file::File;
-use super::links::ChunkCallError;
+use super::links::{ChunkCallError, Trouble};
 use super::locate::READ_ONLY;
 use super::retry::Retry;
 
-/// A first hop that breaks is tried so often in all: its connection may have been old.
+/// A first hop whose connection breaks is tried so often in all: it may have been an old one.
 const FIRST_HOP_TRIES: u32 = 3;
 
 /// A request that is passed on from replica to replica.
@@ -172,9 +172,9 @@ impl FileData {
                     let why = failed.first().map(|f| f.text.clone()).unwrap_or_default();
                     (failed.iter().map(|f| ChunkServerId(f.server)).collect(), why)
                 }
-                Err(error @ ChunkCallError::Unreachable { .. }) => {
+                Err(error @ ChunkCallError::Unreachable { trouble, .. }) => {
                     broken += 1;
-                    if broken % FIRST_HOP_TRIES != 0 {
+                    if trouble == Trouble::Broken && broken % FIRST_HOP_TRIES != 0 {
                         if broken > 1 {
                             retry.unreachable(&error.to_string()).await?;
                         }

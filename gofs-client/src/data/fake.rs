@@ -64,6 +64,8 @@ pub struct FakeServer {
     /// Damages what it reads.
     pub corrupt: AtomicBool,
     pub fenced: AtomicBool,
+    /// Answers nothing.
+    pub deaf: AtomicBool,
     pub reads: AtomicU64,
     pub read_bytes: AtomicU64,
     pub writes: AtomicU64,
@@ -149,6 +151,9 @@ impl LinkHandler for Door {
         if self.server.down.load(Ordering::Relaxed) || cluster.trip() {
             return link.close();
         }
+        if self.server.deaf.load(Ordering::Relaxed) && request.kind != Hello::KIND {
+            return;
+        }
         cluster.serve(&self.server, link, request);
     }
 
@@ -191,6 +196,7 @@ impl FakeCluster {
                 full: AtomicBool::new(false),
                 corrupt: AtomicBool::new(false),
                 fenced: AtomicBool::new(false),
+                deaf: AtomicBool::new(false),
                 reads: AtomicU64::new(0),
                 read_bytes: AtomicU64::new(0),
                 writes: AtomicU64::new(0),
@@ -272,7 +278,8 @@ impl FakeCluster {
     pub fn content(&self, ino: Ino) -> Content {
         let meta = self.meta.lock();
         let inode = meta.store.inode(ino).unwrap().unwrap();
-        let has_chunks = !meta.store.chunks_from(ino, ChunkIndex(0)).unwrap().is_empty();
+        let has_chunks =
+            inode.inline.is_empty() && !meta.store.chunks_from(ino, ChunkIndex(0)).unwrap().is_empty();
         Content::new(&inode.attr(ino), inode.inline.clone(), has_chunks)
     }
 

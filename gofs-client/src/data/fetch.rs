@@ -1,6 +1,9 @@
 //! Reads from ChunkServers: verified, from another replica where one fails.
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use gofs_proto::chunk::{Extents, ExtentsReply, Read};
 use gofs_proto::kind::Request;
 use gofs_proto::session::failure::Code;
@@ -12,6 +15,8 @@ use super::links::ChunkCallError;
 use super::retry::Retry;
 use super::{FileData, Replica};
 
+/// A replica that takes longer is raced by the next one: a dead host is not noticed faster, a disk seldom slower.
+const HEDGE_AFTER: Duration = Duration::from_millis(300);
 /// Zeros to hand out without allocating.
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
@@ -94,16 +99,32 @@ impl FileData {
         let mut retry = Retry::new(self.config.soft_timeout);
         loop {
             let Some(chunk) = self.chunk(file, span.index).await? else { return Ok(None) };
-            let mut missing = 0;
-            let mut bad = 0;
-            let mut why = format!("no replica of chunk {} is known", chunk.location.chunk);
             let order = self.read_order(&chunk);
             // Nothing of it was ever committed, and nobody has it.
             if order.is_empty() && !chunk.made {
                 return Ok(None);
             }
-            for replica in &order {
-                let answer = match self.links.call(replica, &build(&chunk), Vec::new()).await {
+            let mut missing = 0;
+            let mut bad = 0;
+            let mut why = format!("no replica of chunk {} is known", chunk.location.chunk);
+            let request = &build(&chunk);
+            let mut untried = order.iter();
+            let mut asked = FuturesUnordered::new();
+            loop {
+                if asked.is_empty() {
+                    let Some(replica) = untried.next() else { break };
+                    asked.push(self.ask(replica, request));
+                }
+                let hedge = if untried.len() > 0 { HEDGE_AFTER } else { Duration::MAX };
+                let (replica, result) = match tokio::time::timeout(hedge, asked.next()).await {
+                    Ok(Some(answered)) => answered,
+                    Ok(None) => continue,
+                    Err(_) => {
+                        asked.extend(untried.next().map(|replica| self.ask(replica, request)));
+                        continue;
+                    }
+                };
+                let answer = match result {
                     Ok((reply, payload)) => check(reply, payload),
                     Err(ChunkCallError::Refused { failure, .. }) if failure.code() == Code::NoChunk => {
                         Answer::Missing
@@ -117,12 +138,12 @@ impl FileData {
                         continue;
                     }
                 };
+                let corrupt = matches!(answer, Answer::Corrupt);
                 match answer {
                     Answer::Good(value) => return Ok(Some(value)),
                     Answer::Missing if !chunk.made => missing += 1,
                     Answer::Missing | Answer::Corrupt => {
                         bad += 1;
-                        let corrupt = matches!(answer, Answer::Corrupt);
                         why = format!(
                             "chunk {} on {}: {}",
                             chunk.location.chunk,
@@ -134,6 +155,7 @@ impl FileData {
                     }
                 }
             }
+            drop(asked);
             if missing > 0 && missing == order.len() {
                 return Ok(None);
             }
@@ -144,6 +166,14 @@ impl FileData {
             }
             self.relocate(file, &chunk.location).await?;
         }
+    }
+
+    async fn ask<'a, R: Request>(
+        &self,
+        replica: &'a Replica,
+        request: &R,
+    ) -> (&'a Replica, Result<(R::Reply, Bytes), ChunkCallError>) {
+        (replica, self.links.call(replica, request, Vec::new()).await)
     }
 
     /// Replicas in the order in which they are read: spread over chunks, servers that failed a moment ago last.

@@ -29,12 +29,21 @@ const SUSPECT: Duration = Duration::from_secs(5);
 /// Why a call to a ChunkServer has no reply.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum ChunkCallError {
-    /// No connection, or it broke, or no answer in time; whether the server acted is unknown.
+    /// No answer; whether the server acted is unknown.
     #[error("chunk server {address}: {why}")]
-    Unreachable { address: String, why: String },
+    Unreachable { address: String, why: String, trouble: Trouble },
     /// The server answered: no.
     #[error("chunk server {address} refused: {} ({:?})", failure.text, failure.code())]
     Refused { address: String, failure: Failure },
+}
+
+/// What kept an answer from coming.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// The connection ended, or none was taken: that may pass soon.
+    Broken,
+    /// Time passed: trying again would take as long.
+    Silent,
 }
 
 /// See the module.
@@ -108,8 +117,10 @@ impl ChunkLinks {
             Ok(Err(CallError::Refused(failure))) => {
                 return Err(ChunkCallError::Refused { address: replica.address.clone(), failure });
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer to {} within {CALL_TIMEOUT:?}", kind::name(R::KIND)),
+            Ok(Err(error)) => (error.to_string(), Trouble::Broken),
+            Err(_) => {
+                (format!("no answer to {} within {CALL_TIMEOUT:?}", kind::name(R::KIND)), Trouble::Silent)
+            }
         };
         // A link that lost one answer may have lost others: nobody should wait for those.
         link.close();
@@ -128,7 +139,8 @@ impl ChunkLinks {
         // Those who waited while another failed to connect fail with it.
         if peer.refused_at.lock().is_some_and(|at| at > asked || at.elapsed() < HOLD_OFF) {
             let why = "was not reachable a moment ago".to_owned();
-            return Err(ChunkCallError::Unreachable { address: replica.address.clone(), why });
+            let trouble = Trouble::Broken;
+            return Err(ChunkCallError::Unreachable { address: replica.address.clone(), why, trouble });
         }
         match self.connect(replica).await {
             Ok(link) => {
@@ -142,10 +154,13 @@ impl ChunkLinks {
         }
     }
 
-    async fn connect(&self, replica: &Replica) -> Result<Arc<Link>, String> {
-        let link = Link::connect(&replica.address, Arc::new(NoRequests), CONNECT_TIMEOUT)
-            .await
-            .map_err(|error| format!("cannot connect: {error}"))?;
+    async fn connect(&self, replica: &Replica) -> Result<Arc<Link>, (String, Trouble)> {
+        let link = Link::connect(&replica.address, Arc::new(NoRequests), CONNECT_TIMEOUT).await.map_err(
+            |error| {
+                let late = error.kind() == std::io::ErrorKind::TimedOut;
+                (format!("cannot connect: {error}"), if late { Trouble::Silent } else { Trouble::Broken })
+            },
+        )?;
         let hello = Hello {
             version: PROTOCOL_VERSION,
             oldest_version: OLDEST_PROTOCOL_VERSION,
@@ -157,10 +172,13 @@ impl ChunkLinks {
                 format!("is server {:#x}, but {:#x} was expected there", welcome.server, replica.server.0)
             }
             Ok(Err(error)) => format!("handshake failed: {error}"),
-            Err(_) => "no answer to the handshake".to_owned(),
+            Err(_) => {
+                link.close();
+                return Err(("no answer to the handshake".to_owned(), Trouble::Silent));
+            }
         };
         link.close();
-        Err(problem)
+        Err((problem, Trouble::Broken))
     }
 }
 
@@ -169,9 +187,9 @@ impl Peer {
         self.link.lock().clone().filter(|link| !link.is_closed())
     }
 
-    fn failed(&self, replica: &Replica, why: String) -> ChunkCallError {
+    fn failed(&self, replica: &Replica, (why, trouble): (String, Trouble)) -> ChunkCallError {
         *self.failed_at.lock() = Some(Instant::now());
-        ChunkCallError::Unreachable { address: replica.address.clone(), why }
+        ChunkCallError::Unreachable { address: replica.address.clone(), why, trouble }
     }
 }
 

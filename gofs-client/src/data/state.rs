@@ -162,6 +162,10 @@ impl FileState {
         self.chunks = Chunks::unknown(content.has_chunks);
         self.forget_clean(0, u64::MAX);
         self.moving = None;
+        if !content.has_chunks && content.inline.as_ref().is_some_and(Bytes::is_empty) {
+            // Beside inline bytes there may be chunks of an author who died, untold.
+            self.chunks.learn(0, INDEX_END, Vec::new(), self.geometry.chunk_size);
+        }
         match content.inline {
             Some(bytes) => {
                 self.base = Base::Inline(bytes.slice(..bytes.len().min(content.size as usize)));
@@ -632,12 +636,13 @@ impl FileState {
 
     /// A `SetAttr` was committed. `size`: the one that was set.
     pub fn attr_set(&mut self, size: Option<u64>, attr: &Attr, at: Instant) {
+        let before = self.server_size;
         self.server_size = attr.size;
         self.server_blocks = attr.blocks;
         self.mtime = attr.mtime;
         self.ctime = attr.ctime;
         if let Some(new) = size {
-            self.resized(new);
+            self.resized(new, before);
         }
         self.flush_ended(at);
     }
@@ -649,20 +654,25 @@ impl FileState {
         }
     }
 
-    fn resized(&mut self, new: u64) {
+    fn resized(&mut self, new: u64, before: u64) {
         self.take_back();
         self.dirty.truncate(new);
         self.forget_clean(new, u64::MAX);
         self.size = new;
         let chunk_bytes = u64::from(self.geometry.chunk_size.bytes());
-        // Chunks past the end are gone, or nobody's: to be asked for before they are used.
-        self.chunks.forget(new.div_ceil(chunk_bytes), INDEX_END);
+        // Chunks past the end are gone if the file became shorter; else somebody who died may have left some.
+        let first = new.div_ceil(chunk_bytes).min(INDEX_END);
+        self.chunks.forget(first, INDEX_END);
+        if (new < before || new == 0) && first < INDEX_END {
+            self.chunks.learn(first, INDEX_END, Vec::new(), self.geometry.chunk_size);
+        }
         if new == 0 {
             self.base = Base::Inline(Bytes::new());
             self.valid_end = 0;
             self.moving = None;
             self.times_dirty = false;
-            self.chunks = Chunks::default();
+            self.chunks.unsynced.clear();
+            self.chunks.all_unsynced = false;
         }
         if let Base::Inline(bytes) = &mut self.base {
             bytes.truncate(usize::try_from(new).unwrap_or(usize::MAX));

@@ -67,7 +67,9 @@ impl Server {
 
     fn content(&self) -> Content {
         let inode = self.store.inode(INO).unwrap().unwrap();
-        let has_chunks = !self.store.chunks_from(INO, ChunkIndex(0)).unwrap().is_empty();
+        // As the MetaServer tells it: not of a file with inline bytes.
+        let has_chunks =
+            inode.inline.is_empty() && !self.store.chunks_from(INO, ChunkIndex(0)).unwrap().is_empty();
         Content::new(&inode.attr(INO), inode.inline.clone(), has_chunks)
     }
 

@@ -9,13 +9,13 @@ use gofs_tree::{ChunkIndex, FsError};
 
 use super::chunks::Chunk;
 use super::file::File;
-use super::links::ChunkCallError;
+use super::links::{ChunkCallError, Trouble};
 use super::retry::Retry;
 use super::{FileData, Replica};
 
 /// Chunks in one Sync request: a server works through them one after the other.
 const SYNC_ITEMS_MAX: usize = 1024;
-/// A replica that cannot be reached is tried so often before it is left out.
+/// A replica whose connection breaks is tried so often before it is left out.
 const REPLICA_TRIES: u32 = 3;
 
 impl FileData {
@@ -153,11 +153,11 @@ impl FileData {
         broken: &mut BTreeMap<Replica, u32>,
     ) -> Result<(), FsError> {
         let lost = match &error {
-            ChunkCallError::Unreachable { .. } => {
+            ChunkCallError::Unreachable { trouble, .. } => {
                 retry.unreachable(&error.to_string()).await?;
                 let tries = broken.entry(replica.clone()).or_default();
                 *tries += 1;
-                tries.is_multiple_of(REPLICA_TRIES)
+                *trouble == Trouble::Silent || tries.is_multiple_of(REPLICA_TRIES)
             }
             ChunkCallError::Refused { failure, .. } => {
                 retry.contradicted(&error.to_string()).await?;

@@ -132,6 +132,34 @@ async fn a_replica_that_fails_is_left_out_and_the_write_goes_on() {
 }
 
 #[tokio::test]
+async fn a_slow_replica_is_raced_by_another() {
+    let mount = Mount::new(|_| {}).await;
+    mount.write(0, &pattern(20_000, 1)).await;
+    mount.reload().await;
+    let slow = mount.cluster.replicas(INO, 0);
+    for server in &slow {
+        server.deaf.store(true, Ordering::Relaxed);
+        let read = tokio::time::timeout(Duration::from_secs(5), mount.read(0, 20_000)).await;
+        assert_eq!(read.unwrap(), pattern(20_000, 1));
+        server.deaf.store(false, Ordering::Relaxed);
+        mount.reload().await;
+    }
+}
+
+#[tokio::test]
+async fn a_new_file_asks_for_no_chunk_map() {
+    let mount = Mount::new(|_| {}).await;
+    mount.write(0, &pattern(20_000, 1)).await;
+    mount.flush().await;
+    mount.truncate(0).await;
+    mount.write(0, &pattern(30_000, 2)).await;
+    mount.flush().await;
+    assert_eq!(mount.cluster.maps.load(Ordering::Relaxed), 0);
+    mount.reload().await;
+    assert_eq!(mount.read(0, 40_000).await, pattern(30_000, 2));
+}
+
+#[tokio::test]
 async fn bad_bytes_are_never_returned_and_are_reported() {
     let mount = Mount::new(|_| {}).await;
     let bytes = pattern(50_000, 3);
