@@ -216,15 +216,19 @@ impl FileData {
             if chain.iter().all(|replica| full.contains(&replica.server)) {
                 return Err(FsError::NoSpace);
             }
-            if chain.iter().all(|replica| failed.contains(&replica.server)) {
-                retry
-                    .unreachable(&format!("no replica of chunk {} took a write: {why}", chunk.location.chunk))
-                    .await?;
-                self.relocate_to_write(file, &chunk.location).await?;
-                continue;
+            let alone = chain.iter().all(|replica| failed.contains(&replica.server));
+            if !alone {
+                tracing::warn!(ino = %file.ino, chunk = %chunk.location.chunk, ?failed, error = %why, "replicas left out");
+                match self.replica_failed(file, &chunk.location, failed).await {
+                    Ok(()) => continue,
+                    // The others are away as well.
+                    Err(FsError::Io | FsError::Busy) => {}
+                    Err(error) => return Err(error),
+                }
             }
-            tracing::warn!(ino = %file.ino, chunk = %chunk.location.chunk, ?failed, error = %why, "replicas left out");
-            self.replica_failed(file, &chunk.location, failed).await?;
+            let why = format!("no replica of chunk {} took a write: {why}", chunk.location.chunk);
+            retry.unreachable(&why).await?;
+            self.relocate_to_write(file, &chunk.location).await?;
         }
     }
 }

@@ -503,8 +503,12 @@ impl FileMeta for FakeCluster {
             let mut meta = self.meta.lock();
             let (current, replicas) = meta.replicas[&chunk].clone();
             if current == version {
-                let survivors: Vec<_> = replicas.into_iter().filter(|id| !servers.contains(id)).collect();
-                assert!(!survivors.is_empty(), "no survivor");
+                let away = |id: &ChunkServerId| self.server(*id).down.load(Ordering::Relaxed);
+                let survivors: Vec<_> =
+                    replicas.into_iter().filter(|id| !servers.contains(id) && !away(id)).collect();
+                if survivors.is_empty() {
+                    return Err(FsError::Io);
+                }
                 let next = current.next();
                 for id in &survivors {
                     if let Some(stored) = self.server(*id).chunks.lock().get_mut(&chunk.0) {

@@ -108,8 +108,12 @@ impl FileData {
     pub(super) fn refuse(&self, file: &File, epoch: u64, error: FsError) -> Refusal {
         let lost_bytes = self.change_live(file, epoch, |state| state.refused(Instant::now())).unwrap_or(0);
         self.totals.lost_bytes.fetch_add(lost_bytes, Ordering::Relaxed);
-        tracing::error!(ino = %file.ino, lost_bytes, %error, "bytes of a file could not be written");
-        Refusal { error, discarded: file.look(|state| state.epoch()) != epoch }
+        // What was discarded has been told, or was of a file that is no more.
+        let discarded = file.look(|state| state.epoch()) != epoch;
+        if !discarded {
+            tracing::error!(ino = %file.ino, lost_bytes, %error, "bytes of a file could not be written");
+        }
+        Refusal { error, discarded }
     }
 
     async fn flush_steps(&self, file: &File, limit: u64, durable: bool, epoch: u64) -> Result<(), FsError> {

@@ -73,22 +73,29 @@ impl FileData {
         if self.has_moved(file, seen) {
             return Ok(());
         }
-        let found = self.meta.allocate(file.ino, vec![seen.index]).await?;
-        let Some(mut location) = found.into_iter().find(|location| location.index == seen.index) else {
-            return Err(FsError::Io);
+        let location = match self.location_to_write(file, seen).await {
+            Ok(location) => location,
+            // None of its replicas is there: what is known stays, and is tried again.
+            Err(FsError::Io | FsError::Busy) => return Ok(()),
+            Err(error) => return Err(error),
         };
         if location.chunk != seen.chunk {
             let at = u64::from(seen.index.0);
             self.totals.change(file, |state| state.chunks.forget(at, at + 1));
             return Ok(());
         }
-        if location.version == READ_ONLY {
-            // Nobody failed here: asks for the version to be raised over replicas that are away.
-            location =
-                self.meta.replica_failed(file.ino, seen.index, seen.chunk, READ_ONLY, Vec::new()).await?;
-        }
         self.totals.change(file, |state| state.chunks.moved(location));
         Ok(())
+    }
+
+    async fn location_to_write(&self, file: &File, seen: &ChunkLocation) -> Result<ChunkLocation, FsError> {
+        let found = self.meta.allocate(file.ino, vec![seen.index]).await?;
+        let location = found.into_iter().find(|location| location.index == seen.index).ok_or(FsError::Io)?;
+        if location.version != READ_ONLY || location.chunk != seen.chunk {
+            return Ok(location);
+        }
+        // Nobody failed here: asks for the version to be raised over replicas that are away.
+        self.meta.replica_failed(file.ino, seen.index, seen.chunk, READ_ONLY, Vec::new()).await
     }
 
     /// Has the servers taken off the chunk that did not take a write, unless that was done since.

@@ -166,8 +166,20 @@ impl FileData {
         };
         for chunk in batch {
             if lost && chunk.location.replicas.len() > 1 {
-                self.replica_failed(file, &chunk.location, vec![replica.server]).await?;
-            } else if matches!(error, ChunkCallError::Refused { .. }) || lost {
+                match self.replica_failed(file, &chunk.location, vec![replica.server]).await {
+                    Ok(()) => continue,
+                    // No other replica is there, or this is no holder of the Write lease: the servers
+                    // notice a dead replica by themselves.
+                    Err(failure) => {
+                        let why = format!("{error}; it cannot be left out: {failure}");
+                        match failure {
+                            FsError::Io | FsError::Busy => retry.unreachable(&why).await?,
+                            _ => retry.contradicted(&why).await?,
+                        }
+                    }
+                }
+            }
+            if lost || matches!(error, ChunkCallError::Refused { .. }) {
                 self.relocate(file, &chunk.location).await?;
             }
         }

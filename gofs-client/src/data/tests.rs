@@ -342,11 +342,26 @@ async fn a_writer_waits_for_a_dead_replica_set_and_goes_on_when_it_is_back() {
     assert_eq!(mount.read(0, 10_000).await, pattern(10_000, 2));
     mount.write(5_000, b"later").await;
     assert!(!flush.is_finished());
-    // Only the survivor comes back: the first hop was reported, the second is alone.
     replicas.iter().for_each(|server| server.down.store(false, Ordering::Relaxed));
     flush.await.unwrap().unwrap();
     mount.reload().await;
     assert_eq!(mount.read(5_000, 5).await, b"later");
+    assert_eq!(mount.data.dirty().lost_bytes, 0);
+
+    // The same with an fsync of what is out already.
+    mount.write(0, &pattern(10_000, 3)).await;
+    mount.flush().await;
+    let replicas = mount.cluster.replicas(INO, 0);
+    replicas.iter().for_each(|server| server.down.store(true, Ordering::Relaxed));
+    let data = mount.data.clone();
+    let flush = tokio::spawn(async move { data.flush(INO, true).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!flush.is_finished());
+    replicas.iter().for_each(|server| server.down.store(false, Ordering::Relaxed));
+    flush.await.unwrap().unwrap();
+    mount.cluster.servers.iter().for_each(|server| server.lose_power());
+    mount.reload().await;
+    assert_eq!(mount.read(0, 10_000).await, pattern(10_000, 3));
 }
 
 #[tokio::test]
