@@ -76,12 +76,17 @@ fn main() -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let server = Server::start(config).await?;
+        let mut server = Server::start(config).await?;
+        let mut refused = None;
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            why = server.refused() => refused = Some(why),
         }
         server.shutdown().await;
-        Ok(())
+        match refused {
+            Some(why) => bail!("{why}"),
+            None => Ok(()),
+        }
     })
 }

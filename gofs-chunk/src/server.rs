@@ -28,7 +28,7 @@ pub struct Server {
     address: SocketAddr,
     service: Arc<Service>,
     accepting: JoinHandle<()>,
-    heartbeat: JoinHandle<()>,
+    heartbeat: JoinHandle<String>,
     upkeep: Upkeep,
 }
 
@@ -70,11 +70,18 @@ impl Server {
         self.service.store.server()
     }
 
+    /// Waits until the cluster refuses this server for good; says why. The server then serves nobody.
+    pub async fn refused(&mut self) -> String {
+        match (&mut self.heartbeat).await {
+            Ok(why) => why,
+            Err(error) => format!("the heartbeat ended: {error}"),
+        }
+    }
+
     /// Stops: no new requests, those under way end, everything is synced.
     pub async fn shutdown(self) {
         self.heartbeat.abort();
         self.accepting.abort();
-        let _ = self.heartbeat.await;
         let _ = self.accepting.await;
         let patience = tokio::time::Instant::now() + SHUTDOWN_PATIENCE;
         while self.service.in_flight() > 0 && tokio::time::Instant::now() < patience {

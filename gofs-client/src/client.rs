@@ -246,7 +246,16 @@ impl Drop for Client {
 }
 
 fn refused(config: &ClientConfig, failure: &Failure) -> MountError {
-    let (server, text) = (config.metas.join(","), failure.text.clone());
+    let server = config.metas.join(",");
+    let text = match failure.code() {
+        Code::Fs => format!(
+            "/{} in namespace {:?}: {}",
+            String::from_utf8_lossy(&config.subdir),
+            config.namespace,
+            failure.text
+        ),
+        _ => failure.text.clone(),
+    };
     match failure.code() {
         Code::NoNamespace => MountError::NoNamespace { server, text },
         Code::BadVersion => MountError::Version { server, text },

@@ -14,6 +14,7 @@ mod filesystem;
 mod kernel_cache;
 pub mod log;
 mod lookups;
+mod missed;
 mod mount;
 mod options;
 mod requester;

@@ -9,6 +9,8 @@ use gofs_tree::MetaServerId;
 use crate::group::StartError;
 
 const FILE: &str = "id";
+/// What a crash while marking may leave behind.
+const NEW: &str = "id.new";
 
 /// Marks a new directory as this MetaServer's; refuses one of another.
 pub(crate) fn check(data: &Path, id: MetaServerId) -> Result<(), StartError> {
@@ -23,13 +25,24 @@ pub(crate) fn check(data: &Path, id: MetaServerId) -> Result<(), StartError> {
             text.trim(),
             id.0
         ))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => mark(data, id).map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let stranger =
+                fs::read_dir(data).map_err(failed)?.flatten().find(|entry| entry.file_name() != NEW);
+            if let Some(stranger) = stranger {
+                return Err(StartError::Identity(format!(
+                    "{} is not the data directory of a MetaServer, and not empty ({:?} is there): give an empty or a new one",
+                    data.display(),
+                    stranger.file_name()
+                )));
+            }
+            mark(data, id).map_err(failed)
+        }
         Err(error) => Err(failed(error)),
     }
 }
 
 fn mark(data: &Path, id: MetaServerId) -> io::Result<()> {
-    let temporary = data.join("id.new");
+    let temporary = data.join(NEW);
     let mut file = fs::File::create(&temporary)?;
     writeln!(file, "{}", id.0)?;
     file.sync_all()?;

@@ -94,7 +94,12 @@ pub async fn run(args: DevArgs) -> anyhow::Result<()> {
         running.stop().await;
         return Err(error);
     }
-    println!("{} is mounted on {} ({:.1} s)", args.namespace, mount_point.display(), begun.elapsed().as_secs_f64());
+    println!(
+        "{} is mounted on {} ({:.1} s)",
+        args.namespace,
+        mount_point.display(),
+        begun.elapsed().as_secs_f64()
+    );
     println!("MetaServers  {}", addresses(&args).join(","));
     println!("state        {}", dir.display());
     println!("Ctrl-C unmounts and stops; the state stays.");
@@ -122,7 +127,11 @@ async fn start(args: &DevArgs, dir: &Path, mount_point: &Path, running: &mut Run
         let peers = if args.metas > 1 { peers.clone() } else { BTreeMap::new() };
         let id = *id;
         tokio::spawn(async move {
-            gofs_meta::Server::start(gofs_meta::Config { peers, ..gofs_meta::Config::new(id, address?, data) }).await
+            gofs_meta::Server::start(gofs_meta::Config {
+                peers,
+                ..gofs_meta::Config::new(id, address?, data)
+            })
+            .await
         })
     });
     // All at once: each waits for a majority of the others.
@@ -152,7 +161,8 @@ async fn wait_for_chunk_servers(admin: &mut Admin, count: u32) -> anyhow::Result
     const PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
     let begun = Instant::now();
     loop {
-        let status = admin.call(|mut c| async move { c.cluster_status(ClusterStatusRequest {}).await }).await?;
+        let status =
+            admin.call(|mut c| async move { c.cluster_status(ClusterStatusRequest {}).await }).await?;
         if status.chunk_servers_alive >= count {
             return Ok(());
         }

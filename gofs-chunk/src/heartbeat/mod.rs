@@ -60,10 +60,12 @@ enum Ended {
     Elsewhere(String),
     /// It is to be tried again, here or elsewhere.
     Failed(String),
+    /// This server belongs to another cluster: trying on is of no use.
+    WrongCluster(String),
 }
 
-/// Runs until it is dropped.
-pub async fn run(service: Arc<Service>, metas: Vec<String>, announcement: Announcement) {
+/// Runs until it is dropped, or until a MetaServer says that this server belongs to another cluster: returns what it says.
+pub async fn run(service: Arc<Service>, metas: Vec<String>, announcement: Announcement) -> String {
     let mut next: VecDeque<String> = metas.iter().cloned().collect();
     let mut pause = PAUSE_MIN;
     let mut told = String::new();
@@ -85,6 +87,7 @@ pub async fn run(service: Arc<Service>, metas: Vec<String>, announcement: Announ
                 next.push_front(leader);
             }
             Ended::Elsewhere(_) => {}
+            Ended::WrongCluster(why) => return format!("MetaServer {address}: {why}"),
             Ended::Failed(why) => {
                 // The same reason again and again is said once.
                 let why = format!("MetaServer {address}: {why}");
@@ -190,6 +193,9 @@ fn chain_of(error: &dyn std::error::Error) -> String {
 fn refused(status: tonic::Status) -> Ended {
     match status.metadata().get("gofs-leader").and_then(|leader| leader.to_str().ok()) {
         Some(leader) if !leader.is_empty() => Ended::Elsewhere(leader.to_owned()),
+        _ if status.code() == tonic::Code::FailedPrecondition => {
+            Ended::WrongCluster(status.message().to_owned())
+        }
         _ => Ended::Failed(format!("{}: {}", status.code(), status.message())),
     }
 }
@@ -224,7 +230,7 @@ fn accept(service: &Service, terms: &cluster::Accepted) -> Result<Duration, Ende
     match service.store.cluster() {
         Some(own) if own != cluster => {
             let text = format!("leads cluster {}, but this server belongs to {}", hex(&cluster), hex(&own));
-            return Err(Ended::Failed(text));
+            return Err(Ended::WrongCluster(text));
         }
         Some(_) => {}
         None => {

@@ -25,7 +25,13 @@ impl Gofs {
             if flags.truncate && !privileged {
                 shared.kill_privileges(ino).await?;
             }
-            shared.client.open(ino, flags).await
+            let opened = shared.client.open(ino, flags).await;
+            if matches!(opened, Err(FsError::Stale | FsError::NotFound)) {
+                shared.missed.note();
+                // The kernel looks the path up once more, and then opens what it finds.
+                return Err(FsError::Stale);
+            }
+            opened
         };
         self.serve_or_undo(
             request,
@@ -258,6 +264,17 @@ impl Shared {
         let handle = self.new_handle();
         self.files.insert(handle, file);
         fuser::FileHandle(handle)
+    }
+
+    /// Keeps a file open for as long as the OPEN that follows a look-up may take.
+    pub(super) async fn hold_for_open(&self, ino: Ino) {
+        if let Ok(file) = self.client.open(ino, OpenFlags { read: true, ..OpenFlags::default() }).await {
+            let client = self.client.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(crate::missed::HOLD).await;
+                client.release(file).await;
+            });
+        }
     }
 
     /// Closes a file of which the kernel never heard.

@@ -32,7 +32,8 @@ fn flip(dir: &Path, marker: &[u8]) -> Vec<PathBuf> {
 
 #[test]
 fn a_flipped_bit_in_a_chunk_is_served_from_the_other_replica_reported_and_repaired() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::builder().scrub_interval_s(1).start();
+    cluster.create_namespace("test", &[]);
     let mount = cluster.mount("m");
     let data = content(1, 3_000_000);
     fs::write(mount.join("big"), &data).unwrap();
@@ -81,7 +82,7 @@ fn a_flipped_bit_in_the_middle_of_the_editlog_stops_the_server_with_a_message() 
     }
     mount.unmount();
     cluster.metas[0].kill();
-    let flipped = flip(&cluster.dir().join("meta1/editlog"), name.as_bytes());
+    let flipped = flip(&cluster.dir().join("meta1/log"), name.as_bytes());
     assert!(!flipped.is_empty());
     cluster.metas[0].restart();
     let status = cluster.metas[0].wait_exit(Duration::from_secs(30));
@@ -102,7 +103,7 @@ fn a_torn_last_record_of_the_editlog_is_cut() {
     let before = fs::metadata(mount.join("kept")).unwrap().len();
     cluster.metas[0].kill();
     drop(mount);
-    let flipped = flip(&cluster.dir().join("meta1/editlog"), name.as_bytes());
+    let flipped = flip(&cluster.dir().join("meta1/log"), name.as_bytes());
     assert!(!flipped.is_empty());
     cluster.metas[0].restart();
     eventually("the server to start or to say why not", Duration::from_secs(30), || {
