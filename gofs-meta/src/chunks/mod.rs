@@ -39,6 +39,8 @@ mod service;
 mod version;
 
 #[cfg(test)]
+mod service_tests;
+#[cfg(test)]
 mod simulation;
 
 pub use change::{Change, Step};

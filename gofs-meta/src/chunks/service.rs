@@ -9,6 +9,7 @@ use std::{
 use gofs_proto::cluster::{self, instruction};
 use gofs_tree::{ChunkId, ChunkServerId, ChunkVersion, FsError, SessionId, Store};
 use parking_lot::{Mutex, MutexGuard};
+use tokio::task::JoinSet;
 
 use super::{
     Change, ChunkConfig, Disk, Health, Location, Record, Step, Write, judge,
@@ -786,29 +787,34 @@ impl ChunkService {
     }
 
     fn start_copies(&self, leader: &mut Leader, round: &mut Round) {
-        let now = Instant::now();
-        loop {
-            let Leader { repairs, servers, directory, rng, .. } = leader;
-            let Some(copy) = repairs.next(&self.config, servers, |chunk| directory.entry(chunk), now, rng)
-            else {
-                return;
-            };
+        while let Some(copy) = self.next_copy(leader) {
             round.copies.push(copy);
         }
     }
 
+    fn next_copy(&self, leader: &mut Leader) -> Option<super::Copy> {
+        let Leader { repairs, servers, directory, rng, .. } = leader;
+        repairs.next(&self.config, servers, |chunk| directory.entry(chunk), Instant::now(), rng)
+    }
+
+    /// Makes a replica, and goes on with the next copy that its end allows.
     async fn repair(self: Arc<Self>, copy: super::Copy, term: u64) {
-        let mut copied = false;
-        if let Some(changing) = self.begin_change(copy.chunk) {
-            let changed = self.change(&changing, &[], Some(copy.target)).await;
-            copied = matches!(changed, Changed::Committed { copied: true, .. });
-        }
-        let mut leader = self.leader.lock();
-        if leader.term == term {
+        let mut next = Some(copy);
+        while let Some(copy) = next {
+            let mut copied = false;
+            if let Some(changing) = self.begin_change(copy.chunk) {
+                let changed = self.change(&changing, &[], Some(copy.target)).await;
+                copied = matches!(changed, Changed::Committed { copied: true, .. });
+            }
+            if copied {
+                tracing::info!(chunk = copy.chunk.0, server = copy.target.0, "a replica was made again");
+            }
+            let mut leader = self.leader.lock();
+            if leader.term != term {
+                return;
+            }
             leader.repairs.finished(copy.chunk, copied, Instant::now());
-        }
-        if copied {
-            tracing::info!(chunk = copy.chunk.0, server = copy.target.0, "a replica was made again");
+            next = self.next_copy(&mut leader);
         }
     }
 
@@ -882,13 +888,18 @@ async fn plan(service: Weak<ChunkService>) {
         for (chunk, without) in round.raises {
             tokio::spawn(service.clone().raise_without(chunk, without));
         }
+        let mut forgets = JoinSet::new();
         for chunk in round.forgets {
-            match service.group.propose(Command::ForgetChunk { chunk }).await {
-                Ok(_) => service.leader.lock().directory.forget_if_empty(chunk),
-                Err(error) => {
+            let group = service.group.clone();
+            forgets.spawn(async move { (chunk, group.propose(Command::ForgetChunk { chunk }).await) });
+        }
+        while let Some(forgotten) = forgets.join_next().await {
+            match forgotten {
+                Ok((chunk, Ok(_))) => service.leader.lock().directory.forget_if_empty(chunk),
+                Ok((chunk, Err(error))) => {
                     tracing::debug!(chunk = chunk.0, %error, "a chunk could not be forgotten yet");
-                    break;
                 }
+                Err(error) => tracing::error!(%error, "forgetting a chunk failed"),
             }
         }
     }

@@ -1,0 +1,470 @@
+//! The service, the heartbeat door and the group together, with ChunkServers that keep no bytes.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use gofs_proto::cluster::{self, heartbeat_client::HeartbeatClient, instruction, report};
+use gofs_tree::{
+    ChunkId, ChunkIndex, ChunkServerId, ChunkVersion, Edit, EditOp, EditSeq, Ino, MetaServerId, Mode, Name,
+    NewNode, ROOT_INO, SessionId, Timestamp,
+};
+use parking_lot::Mutex;
+use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+
+use super::*;
+use crate::{
+    command::{Command, CommandOutcome, NamespaceConfig},
+    group::{GroupConfig, MetaGroup},
+};
+
+const FILE: Ino = Ino(2);
+const CLUSTER: [u8; 16] = [7; 16];
+
+/// A MetaServer's chunk side on a port of its own.
+struct Meta {
+    group: Arc<MetaGroup>,
+    chunks: Arc<ChunkService>,
+    address: String,
+    seq: u64,
+    _data: tempfile::TempDir,
+    server: JoinHandle<()>,
+}
+
+fn config() -> ChunkConfig {
+    ChunkConfig {
+        heartbeat: Duration::from_millis(50),
+        dead_after: Duration::from_millis(600),
+        repair_after: Duration::from_millis(200),
+        settle: Duration::from_millis(200),
+        walk_every: Duration::from_millis(100),
+        orphan_grace: Duration::from_millis(200),
+        forget_after: Duration::from_secs(1),
+        promise: Duration::from_millis(500),
+        copy_retry: Duration::from_millis(100),
+        answer_timeout: Duration::from_millis(500),
+        write_patience: Duration::from_millis(200),
+        ..ChunkConfig::default()
+    }
+}
+
+impl Meta {
+    async fn start() -> Meta {
+        let data = tempfile::tempdir().unwrap();
+        let id = MetaServerId(1);
+        let own = "127.0.0.1:1".to_owned();
+        let config_of_group = GroupConfig::new(id, data.path().to_owned(), own, BTreeMap::new());
+        let group = MetaGroup::start(config_of_group).await.unwrap();
+        until("the group leads", || group.leadership().borrow().role == crate::group::Role::Leader).await;
+        if group.state().cluster().unwrap().is_none() {
+            group.propose(Command::InitCluster { cluster: CLUSTER }).await.unwrap();
+        }
+        let (chunks, address, server) = serve(&group).await;
+        Meta { group, chunks, address, seq: 0, _data: data, server }
+    }
+
+    fn cluster(&self) -> Vec<u8> {
+        self.group.state().cluster().unwrap().unwrap().to_vec()
+    }
+
+    /// The chunk side starts anew, knowing nothing but the state.
+    async fn restart(&mut self) {
+        self.server.abort();
+        let (chunks, address, server) = serve(&self.group).await;
+        self.chunks = chunks;
+        self.address = address;
+        self.server = server;
+    }
+
+    async fn make_file(&mut self, replicas: u32) {
+        let config = NamespaceConfig { replicas, ..NamespaceConfig::default() };
+        let time = Timestamp::new(1, 0);
+        let made = Command::CreateNamespace { name: "demo".into(), config, time };
+        let CommandOutcome::Namespace(namespace) = self.group.propose(made).await.unwrap() else { panic!() };
+        let session = Command::OpenSession {
+            session: SessionId(1),
+            namespace,
+            token: [1; 16],
+            host: "h".into(),
+            mount_point: "/m".into(),
+            pid: 1,
+        };
+        self.group.propose(session).await.unwrap();
+        let create = EditOp::Create {
+            parent: ROOT_INO,
+            name: Name::new(b"file").unwrap(),
+            ino: FILE,
+            node: NewNode::File,
+            mode: Mode::new(0o644),
+            umask: Mode::new(0),
+            uid: 0,
+            gid: 0,
+        };
+        self.edit(create).await;
+    }
+
+    async fn edit(&mut self, op: EditOp) {
+        self.seq += 1;
+        let command = Command::Edits {
+            session: SessionId(1),
+            first_seq: EditSeq(self.seq),
+            answered: EditSeq(self.seq - 1),
+            edits: vec![Edit { time: Timestamp::new(1, 0), op }],
+        };
+        match self.group.propose(command).await.unwrap() {
+            CommandOutcome::Edits(results) => assert!(results[0].is_ok(), "{results:?}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What Allocate does, and then the client's write to all replicas.
+    async fn write_chunk(&mut self, index: u32, goal: u32, servers: &[Fake]) -> ChunkId {
+        let chunk = ChunkId(u64::from(index) + 1);
+        let version = ChunkVersion(1);
+        let placed = self.chunks.place(goal).unwrap();
+        self.edit(EditOp::AddChunk { ino: FILE, index: ChunkIndex(index), chunk }).await;
+        let ids: Vec<ChunkServerId> = placed.iter().map(|(id, _)| *id).collect();
+        self.chunks.assigned(chunk, version, &ids);
+        for server in servers.iter().filter(|server| ids.contains(&server.id)) {
+            server.put(chunk, version).await;
+        }
+        let size = (u64::from(index) + 1) << 20;
+        let blocks_4k = vec![(ChunkIndex(index), 1)];
+        let mtime = Timestamp::new(1, 0);
+        self.edit(EditOp::Extend { ino: FILE, size, mtime, blocks_4k, clear_inline: false }).await;
+        chunk
+    }
+}
+
+async fn serve(group: &Arc<MetaGroup>) -> (Arc<ChunkService>, String, JoinHandle<()>) {
+    let chunks = ChunkService::new(group.clone(), config());
+    until("the chunk side has taken up the term", || chunks.leader().term != 0).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let door = chunks.heartbeat_service();
+    let server = tokio::spawn(async move {
+        let incoming = TcpListenerStream::new(listener);
+        tonic::transport::Server::builder().add_service(door).serve_with_incoming(incoming).await.unwrap();
+    });
+    (chunks, address, server)
+}
+
+#[derive(Default)]
+struct Held {
+    chunks: BTreeMap<ChunkId, (ChunkVersion, bool)>,
+    fenced: Vec<u64>,
+    /// Does not answer instructions.
+    mute: bool,
+}
+
+/// A ChunkServer that keeps versions only.
+struct Fake {
+    id: ChunkServerId,
+    held: Arc<Mutex<Held>>,
+    reports: mpsc::Sender<cluster::Report>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+fn body(body: report::Body) -> cluster::Report {
+    cluster::Report { body: Some(body) }
+}
+
+fn line(chunk: ChunkId, held: Option<&(ChunkVersion, bool)>) -> cluster::ChunkState {
+    cluster::ChunkState {
+        chunk: chunk.0,
+        version: held.map_or(0, |held| held.0.0),
+        gone: held.is_none(),
+        corrupt: held.is_some_and(|held| held.1),
+    }
+}
+
+impl Fake {
+    async fn start(
+        meta: &Meta,
+        id: u64,
+        held: Arc<Mutex<Held>>,
+        cluster: Vec<u8>,
+    ) -> Result<Fake, tonic::Status> {
+        let mut client = HeartbeatClient::connect(format!("http://{}", meta.address)).await.unwrap();
+        let (reports, outgoing) = mpsc::channel(64);
+        let register = cluster::Register {
+            version: gofs_proto::PROTOCOL_VERSION,
+            oldest_version: gofs_proto::OLDEST_PROTOCOL_VERSION,
+            cluster: cluster.into(),
+            server: id,
+            address: format!("127.0.0.1:{}", 20_000 + id),
+            labels: Default::default(),
+        };
+        reports.send(body(report::Body::Register(register))).await.unwrap();
+        let mut instructions = client.beat(ReceiverStream::new(outgoing)).await?.into_inner();
+        let first = instructions.message().await?.unwrap();
+        assert!(matches!(first.body, Some(instruction::Body::Accepted(_))), "{first:?}");
+        let lines = held.lock().chunks.iter().map(|(&chunk, held)| line(chunk, Some(held))).collect();
+        let list = cluster::ChunkReport { chunks: lines, full: true, last: true };
+        reports.send(body(report::Body::Chunks(list))).await.unwrap();
+        let beat = tokio::spawn({
+            let reports = reports.clone();
+            async move {
+                loop {
+                    let disk = cluster::Disk {
+                        path: "/d".into(),
+                        capacity_bytes: 100 << 30,
+                        free_bytes: 50 << 30,
+                        ..Default::default()
+                    };
+                    let status = cluster::Status { disks: vec![disk], ..Default::default() };
+                    if reports.send(body(report::Body::Status(status))).await.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        });
+        let obey = tokio::spawn({
+            let (held, reports) = (held.clone(), reports.clone());
+            async move {
+                while let Ok(Some(instruction)) = instructions.message().await {
+                    if held.lock().mute {
+                        continue;
+                    }
+                    let (change, error) = obey(&mut held.lock(), instruction.body.unwrap());
+                    if let Some(change) = change {
+                        let report = cluster::ChunkReport { chunks: vec![change], full: false, last: false };
+                        let _ = reports.send(body(report::Body::Chunks(report))).await;
+                    }
+                    let done = cluster::Done { id: instruction.id, error };
+                    let _ = reports.send(body(report::Body::Done(done))).await;
+                }
+            }
+        });
+        Ok(Fake { id: ChunkServerId(id), held, reports, tasks: vec![beat, obey] })
+    }
+
+    async fn put(&self, chunk: ChunkId, version: ChunkVersion) {
+        self.held.lock().chunks.insert(chunk, (version, false));
+        self.tell(chunk).await;
+    }
+
+    async fn tell(&self, chunk: ChunkId) {
+        let change = line(chunk, self.held.lock().chunks.get(&chunk));
+        let report = cluster::ChunkReport { chunks: vec![change], full: false, last: false };
+        self.reports.send(body(report::Body::Chunks(report))).await.unwrap();
+    }
+
+    fn version(&self, chunk: ChunkId) -> Option<ChunkVersion> {
+        self.held.lock().chunks.get(&chunk).map(|held| held.0)
+    }
+}
+
+fn obey(held: &mut Held, instruction: instruction::Body) -> (Option<cluster::ChunkState>, String) {
+    let (chunk, error) = match instruction {
+        instruction::Body::SetVersion(set) => {
+            let chunk = ChunkId(set.chunk);
+            match held.chunks.get_mut(&chunk) {
+                Some(held) if held.0.0 == set.from => {
+                    held.0 = ChunkVersion(set.to);
+                    (chunk, String::new())
+                }
+                _ => return (None, "not at that version".into()),
+            }
+        }
+        instruction::Body::Copy(copy) => {
+            assert!(!copy.from.is_empty());
+            held.chunks.insert(ChunkId(copy.chunk), (ChunkVersion(copy.version), false));
+            (ChunkId(copy.chunk), String::new())
+        }
+        instruction::Body::Delete(delete) => {
+            let chunk = ChunkId(delete.chunk);
+            if held.chunks.get(&chunk).is_some_and(|held| held.0.0 > delete.version) {
+                return (None, "newer".into());
+            }
+            held.chunks.remove(&chunk);
+            (chunk, String::new())
+        }
+        instruction::Body::Verify(verify) => (ChunkId(verify.chunk), String::new()),
+        instruction::Body::Fence(fence) => {
+            held.fenced.push(fence.session);
+            return (None, String::new());
+        }
+        instruction::Body::Accepted(_) => return (None, "accepted twice".into()),
+    };
+    (Some(line(chunk, held.chunks.get(&chunk))), error)
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < end, "did not come about: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn fakes(meta: &Meta, ids: std::ops::RangeInclusive<u64>) -> Vec<Fake> {
+    let mut servers = Vec::new();
+    for id in ids {
+        servers.push(Fake::start(meta, id, Arc::default(), Vec::new()).await.unwrap());
+    }
+    let count = servers.len();
+    until("servers are described", || {
+        meta.chunks.servers().iter().filter(|server| server.alive && !server.disks.is_empty()).count()
+            == count
+    })
+    .await;
+    servers
+}
+
+fn holders(servers: &[Fake], chunk: ChunkId, version: ChunkVersion) -> usize {
+    servers.iter().filter(|server| server.version(chunk) == Some(version)).count()
+}
+
+fn committed(meta: &Meta, chunk: ChunkId) -> ChunkVersion {
+    meta.group.state().chunk(chunk).unwrap().unwrap().version
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_server_is_replaced_and_what_it_brings_back_goes() {
+    let mut meta = Meta::start().await;
+    let mut servers = fakes(&meta, 1..=3).await;
+    meta.make_file(2).await;
+    let chunk = meta.write_chunk(0, 2, &servers).await;
+    let Location::At { version, servers: placed } = meta.chunks.replicas(chunk) else { panic!() };
+    assert_eq!((version, placed.len()), (ChunkVersion(1), 2));
+
+    let at = servers.iter().position(|server| server.id == placed[0].0).unwrap();
+    let dead = servers.remove(at);
+    let (id, held) = (dead.id, dead.held.clone());
+    drop(dead);
+    until("readers are told of the one that is left", || {
+        matches!(meta.chunks.replicas(chunk), Location::At { version: READ_ONLY, servers } if servers.len() == 1)
+    })
+    .await;
+    until("the goal is reached again", || {
+        committed(&meta, chunk) > ChunkVersion(1) && holders(&servers, chunk, committed(&meta, chunk)) == 2
+    })
+    .await;
+    let raised = committed(&meta, chunk);
+    until("the location is whole", || {
+        matches!(meta.chunks.replicas(chunk), Location::At { version, servers } if version == raised && servers.len() == 2)
+    })
+    .await;
+
+    assert_eq!(held.lock().chunks[&chunk].0, ChunkVersion(1));
+    let back = Fake::start(&meta, id.0, held, meta.cluster()).await.unwrap();
+    until("the stale replica is deleted", || back.version(chunk).is_none()).await;
+    let status = meta.chunks.status().unwrap();
+    assert_eq!((status.servers_alive, status.under_replicated, status.lost, status.chunks), (3, 0, 0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_replica_is_left_out_and_a_mute_one_too() {
+    let mut meta = Meta::start().await;
+    let servers = fakes(&meta, 1..=3).await;
+    meta.make_file(3).await;
+    let chunk = meta.write_chunk(0, 3, &servers).await;
+    servers[1].held.lock().mute = true;
+    let old = ChunkVersion(1);
+    let (version, left) = meta.chunks.replica_failed(chunk, old, &[servers[0].id]).await.unwrap();
+    assert_eq!(left.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [servers[2].id]);
+    assert_eq!((committed(&meta, chunk), servers[2].version(chunk)), (version, Some(version)));
+    // Late, with the old version: the present location, and nothing moves.
+    let again = meta.chunks.replica_failed(chunk, old, &[servers[2].id]).await.unwrap();
+    assert_eq!(again, (version, left));
+    assert_eq!(
+        meta.chunks.replica_failed(chunk, version, &[servers[2].id]).await,
+        Err(gofs_tree::FsError::Io),
+        "the last one cannot be left out"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_chunk_and_one_that_nobody_knows_disappear() {
+    let mut meta = Meta::start().await;
+    let servers = fakes(&meta, 1..=2).await;
+    meta.make_file(2).await;
+    let chunk = meta.write_chunk(0, 2, &servers).await;
+    let unknown_but_issued = ChunkId(0);
+    servers[0].put(unknown_but_issued, ChunkVersion(1)).await;
+    let not_issued = ChunkId(1000);
+    servers[0].put(not_issued, ChunkVersion(1)).await;
+    let name = Name::new(b"file").unwrap();
+    meta.edit(EditOp::Unlink { parent: ROOT_INO, name, holders: Vec::new() }).await;
+    until("the replicas are deleted and the chunk is forgotten", || {
+        servers.iter().all(|server| server.version(chunk).is_none())
+            && meta.group.state().chunk(chunk).unwrap().is_none()
+    })
+    .await;
+    until("the orphan is deleted", || servers[0].version(unknown_but_issued).is_none()).await;
+    assert!(servers[0].version(not_issued).is_some(), "an id from the future is not ours to delete");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_leader_waits_for_servers_and_then_finds_everything() {
+    let mut meta = Meta::start().await;
+    let servers = fakes(&meta, 1..=2).await;
+    meta.make_file(2).await;
+    let chunk = meta.write_chunk(0, 2, &servers).await;
+    let held: Vec<_> = servers.iter().map(|server| (server.id, server.held.clone())).collect();
+    drop(servers);
+    meta.restart().await;
+    assert_eq!(meta.chunks.replicas(chunk), Location::Wait, "not lost: nobody had time to report");
+    assert_eq!(meta.chunks.place(1), Err(gofs_tree::FsError::Busy));
+    let cluster = meta.cluster();
+    let mut back = Vec::new();
+    for (id, held) in held {
+        back.push(Fake::start(&meta, id.0, held, cluster.clone()).await.unwrap());
+    }
+    until(
+        "both are found",
+        || matches!(meta.chunks.replicas(chunk), Location::At { servers, .. } if servers.len() == 2),
+    )
+    .await;
+    let Location::At { version, .. } = meta.chunks.for_writing(chunk).await else { panic!() };
+    assert_eq!(version, ChunkVersion(1), "all holders are back: nothing needs to move");
+
+    let gone = back.pop().unwrap();
+    drop(gone);
+    until("one is dead", || meta.chunks.servers().iter().filter(|server| server.alive).count() == 1).await;
+    let Location::At { version, servers } = meta.chunks.for_writing(chunk).await else { panic!() };
+    assert!(version > ChunkVersion(1) && servers.len() == 1, "the dead one is left behind before the write");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_corrupt_replica_is_replaced_and_then_deleted() {
+    let mut meta = Meta::start().await;
+    let servers = fakes(&meta, 1..=3).await;
+    meta.make_file(2).await;
+    let chunk = meta.write_chunk(0, 2, &servers).await;
+    let bad = servers.iter().find(|server| server.version(chunk).is_some()).unwrap();
+    bad.held.lock().chunks.insert(chunk, (ChunkVersion(1), true));
+    meta.chunks.bad_replica(chunk, bad.id, true);
+    let id = bad.id;
+    until("two others hold it", || {
+        let version = committed(&meta, chunk);
+        version > ChunkVersion(1) && holders(&servers, chunk, version) == 2 && bad.version(chunk).is_none()
+    })
+    .await;
+    let Location::At { servers: found, .. } = meta.chunks.replicas(chunk) else { panic!() };
+    assert!(found.iter().all(|(server, _)| *server != id), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fences_reach_servers_and_strangers_are_refused() {
+    let meta = Meta::start().await;
+    let servers = fakes(&meta, 1..=2).await;
+    meta.chunks.fence(SessionId(9)).await;
+    assert!(servers.iter().all(|server| server.held.lock().fenced == [9]));
+    let Err(refused) = Fake::start(&meta, 5, Arc::default(), vec![9; 16]).await else { panic!() };
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+    assert!(refused.message().contains("belongs to cluster 0909"), "{}", refused.message());
+}
