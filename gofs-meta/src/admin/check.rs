@@ -136,7 +136,7 @@ impl Walk {
                 namespace.usage.bytes, namespace.usage.inodes, usage.bytes, usage.inodes
             ));
         }
-        if !inodes.get(&ROOT_INO).is_some_and(|root| root.file_type == FileType::Directory) {
+        if inodes.get(&ROOT_INO).is_none_or(|root| root.file_type != FileType::Directory) {
             self.problems.push(format!("namespace {name}: it has no root directory"));
         }
         self.unreachable(name, &inodes);

@@ -10,6 +10,8 @@ mod servers;
 mod sessions;
 mod status;
 mod sweep;
+#[cfg(test)]
+mod tests;
 mod why;
 
 use std::{sync::Arc, time::Duration};
