@@ -26,6 +26,10 @@ pub trait FileWatch: Send + Sync {
     }
     /// Everything written to the file before is on stable storage.
     fn synced(&self, _path: &Path) {}
+    /// A new, empty file has this name, which is not durable yet.
+    fn created(&self, _path: &Path) {}
+    /// The names in the directory are durable.
+    fn dir_synced(&self, _path: &Path) {}
 }
 
 /// The watcher of a store, if any.
@@ -42,6 +46,9 @@ impl StoreFile {
     /// Makes a new file; refused where one exists.
     pub fn create(path: &Path, watch: &Watch) -> io::Result<StoreFile> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        if let Some(watch) = watch {
+            watch.created(path);
+        }
         Ok(StoreFile { file, path: path.to_owned(), watch: watch.clone() })
     }
 
@@ -111,8 +118,12 @@ impl StoreFile {
 }
 
 /// Makes the names in a directory durable.
-pub fn sync_dir(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+pub fn sync_dir(path: &Path, watch: &Watch) -> io::Result<()> {
+    File::open(path)?.sync_all()?;
+    if let Some(watch) = watch {
+        watch.dir_synced(path);
+    }
+    Ok(())
 }
 
 /// Replaces `path` by a file with these bytes: the old file or the new one is there after a crash, never
@@ -135,7 +146,7 @@ pub fn replace(path: &Path, bytes: &[u8], watch: &Watch) -> io::Result<()> {
         return Err(error);
     }
     match path.parent() {
-        Some(parent) => sync_dir(parent),
+        Some(parent) => sync_dir(parent, watch),
         None => Ok(()),
     }
 }

@@ -131,7 +131,7 @@ impl Home {
         if !dir.exists() {
             match std::fs::create_dir(&dir) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => super::file::sync_dir(root)?,
+                _ => super::file::sync_dir(root, watch)?,
             }
         }
         let file = StoreFile::create(&key.path(root), watch)?;

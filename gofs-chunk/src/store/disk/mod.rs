@@ -196,9 +196,11 @@ impl Disk {
         self.chunks.read().len()
     }
 
-    /// Ids of all chunks.
+    /// Ids of all chunks, in order.
     pub fn chunk_ids(&self) -> Vec<ChunkId> {
-        self.chunks.read().keys().copied().collect()
+        let mut ids: Vec<ChunkId> = self.chunks.read().keys().copied().collect();
+        ids.sort_unstable();
+        ids
     }
 
     /// A chunk as the MetaServer is to know it; `None` where it is not live.
@@ -274,7 +276,7 @@ impl Disk {
         home.sync().map_err(self.change_error("syncing", home.path()))?;
         if self.new_homes.lock().contains(&key) {
             let dir = key.dir(&self.home_root());
-            super::file::sync_dir(&dir).map_err(self.change_error("syncing", &dir))?;
+            super::file::sync_dir(&dir, &self.options.watch).map_err(self.change_error("syncing", &dir))?;
             self.new_homes.lock().remove(&key);
         }
         Ok(())
@@ -345,24 +347,29 @@ impl Disk {
             if let Some(asked) = version.filter(|version| state.version > *version) {
                 return Err(StoreError::Stale { chunk, stored: state.version, asked });
             }
-            let lsn = self.append(chunk, &Change::Delete, &[])?.lsn;
-            let told = state.is_live();
-            if state.home != 0 {
-                let key = HomeKey { chunk, generation: state.home };
-                self.homes.lock().pop(&key);
-                self.condemned.lock().push((lsn, key));
-            }
-            state.slots.clear();
-            state.life = Life::Gone;
-            self.chunks.write().remove(&chunk);
-            if told {
-                self.tell(chunk, &cell, &state);
-            }
-            lsn
+            self.bury(chunk, &cell, &mut state)?
         };
         self.sync_log(lsn)?;
         self.remove_condemned();
         Ok(())
+    }
+
+    /// Takes a chunk away. The caller holds the gate.
+    fn bury(&self, chunk: ChunkId, cell: &Cell, state: &mut ChunkState) -> Result<Lsn, StoreError> {
+        let lsn = self.append(chunk, &Change::Delete, &[])?.lsn;
+        let told = state.is_live();
+        if state.home != 0 {
+            let key = HomeKey { chunk, generation: state.home };
+            self.homes.lock().pop(&key);
+            self.condemned.lock().push((lsn, key));
+        }
+        state.slots.clear();
+        state.life = Life::Gone;
+        self.chunks.write().remove(&chunk);
+        if told {
+            self.tell(chunk, cell, state);
+        }
+        Ok(lsn)
     }
 
     /// Removes the files of chunks whose deletion is durable.
@@ -407,7 +414,8 @@ impl Disk {
         if self.index_is_due() {
             self.checkpoint()?;
         }
-        Ok(())
+        let _gate = self.gate.read();
+        self.log.mark().map_err(self.change_error("appending to the log in", &self.path))
     }
 
     /// The scrubber has seen every block.

@@ -68,8 +68,9 @@ struct Recovered {
     unsynced: HashMap<ChunkId, Vec<(Lsn, BlockRange)>>,
     /// Tables whose way into the chunk's own file is not known to have ended.
     tables: HashMap<ChunkId, BTreeMap<u32, Vec<u8>>>,
+    /// Chunks that got their file in what was replayed; its name may not be durable.
+    made: HashSet<ChunkId>,
     records: u64,
-    lost: u64,
 }
 
 impl Recovered {
@@ -80,11 +81,15 @@ impl Recovered {
                 self.record(lsn, chunk, change, data_at, data);
             }
             Replay::Lost(chunk) => {
-                self.lost += 1;
+                self.records += 1;
                 tracing::error!(%chunk, "a log record of this chunk is damaged");
                 self.damage(chunk);
             }
         }
+    }
+
+    fn has_staged(&self) -> bool {
+        self.chunks.values().any(|state| state.life == Life::Staged)
     }
 
     fn damage(&mut self, chunk: ChunkId) {
@@ -94,6 +99,9 @@ impl Recovered {
     }
 
     fn record(&mut self, lsn: Lsn, chunk: ChunkId, change: Change, data_at: Position, data: &[u8]) {
+        if change == Change::Mark {
+            return;
+        }
         let create = match &change {
             Change::Write { create, .. } => *create,
             Change::Create(create) => Some(*create),
@@ -117,6 +125,9 @@ impl Recovered {
                 if written.iter().any(|(_, in_home)| *in_home) {
                     let range = BlockRange { first, count: written.len() as u32 };
                     self.unsynced.entry(chunk).or_default().push((lsn, range));
+                }
+                if state.home != home {
+                    self.made.insert(chunk);
                 }
                 state.home = home;
                 state.write(lsn, first, slots(first, &written, data_at), blocks);
@@ -157,10 +168,7 @@ impl Recovered {
                 state.applied(lsn);
                 self.tables.remove(&chunk);
             }
-            Change::Damaged => {
-                state.damaged = true;
-                state.last = lsn;
-            }
+            Change::Mark => {}
         }
     }
 }
@@ -182,7 +190,7 @@ impl Disk {
         for dir in [&log_dir, &chunks_dir] {
             std::fs::create_dir_all(dir).map_err(io_error("making", dir))?;
         }
-        sync_dir(path).map_err(io_error("syncing", path))?;
+        sync_dir(path, &options.watch).map_err(io_error("syncing", path))?;
 
         let homes = list_homes(&chunks_dir).map_err(io_error("listing", &chunks_dir))?;
         let index = load_index(path, disk, &log_dir, !homes.is_empty())?;
@@ -209,11 +217,12 @@ impl Disk {
             std::fs::remove_file(&segment).map_err(io_error("removing", &segment))?;
         }
         // A killed process leaves records in the page cache only.
-        log::sync_from(&log_dir, from.at.segment).map_err(io_error("syncing", &log_dir))?;
+        log::sync_from(&log_dir, from.at.segment, &options.watch).map_err(io_error("syncing", &log_dir))?;
         let log = Log::open(&log_dir, disk, options.segment_bytes, end, &options.watch)
             .map_err(io_error("opening", &log_dir))?;
 
-        let changed = recovered.records > 0 || recovered.lost > 0;
+        // Anything that is decided here is written down, so that it is decided once, whatever the next crash leaves.
+        let changed = recovered.records > 0 || !recovered.unsynced.is_empty() || recovered.has_staged();
         let mut finish =
             Finish { path, chunks_dir: &chunks_dir, options: &options, homes: &homes, log: &log };
         finish.all(&mut recovered)?;
@@ -252,7 +261,6 @@ impl Disk {
             _claim: claim,
         };
         if changed || number == 0 {
-            // So that what was decided here is decided once, whatever the next crash leaves.
             opened.write_index()?;
         }
         for key in homes.difference(&used) {
@@ -341,6 +349,10 @@ impl Finish<'_> {
                 self.without_file(key, state)?;
                 continue;
             }
+            if recovered.made.contains(chunk) {
+                let dir = key.dir(self.chunks_dir);
+                sync_dir(&dir, &self.options.watch).map_err(io_error("syncing", &dir))?;
+            }
             if tables.is_empty() && unsynced.is_empty() {
                 continue;
             }
@@ -398,8 +410,6 @@ impl Finish<'_> {
             state.doubtful = true;
         }
         home.sync().map_err(io_error("syncing", home.path()))?;
-        let dir = HomeKey { chunk, generation: state.home }.dir(self.chunks_dir);
-        sync_dir(&dir).map_err(io_error("syncing", &dir))?;
         state.home_synced = state.home_written;
         Ok(())
     }
@@ -419,7 +429,7 @@ impl Finish<'_> {
         let made = Home::create(self.chunks_dir, key, &self.options.watch).and_then(|home| home.sync());
         made.map_err(io_error("making", &key.path(self.chunks_dir)))?;
         let dir = key.dir(self.chunks_dir);
-        sync_dir(&dir).map_err(io_error("syncing", &dir))
+        sync_dir(&dir, &self.options.watch).map_err(io_error("syncing", &dir))
     }
 
     /// As [`Finish::without_file`]: the header of a file that was never synced may be lost.

@@ -82,16 +82,35 @@ impl Disk {
             )));
         }
         self.with_state(chunk, version, mode, |cell, state, create| {
-            let (mut create, mut offset, mut bytes) = (create, offset, bytes);
-            while !bytes.is_empty() || create.is_some() {
-                let piece = self.log.data_max() - offset as usize % BLOCK_LEN;
-                let (now, rest) = bytes.split_at(piece.min(bytes.len()));
-                self.write_piece(chunk, cell, state, offset, now, create.take())?;
-                offset += now.len() as u32;
-                bytes = rest;
+            // All of it is let in or nothing.
+            self.admit((bytes.len() + 2 * BLOCK_LEN) as u64)?;
+            let made_here = create.is_some();
+            let written = self.write_pieces(chunk, cell, state, offset, bytes, create);
+            if written.is_err() && made_here && state.life != Life::Unborn {
+                // The log itself had no room after all: what is half-written must not be seen.
+                self.bury(chunk, cell, state)?;
             }
-            Ok(state.blocks)
+            written
         })
+    }
+
+    fn write_pieces(
+        &self,
+        chunk: ChunkId,
+        cell: &Cell,
+        state: &mut ChunkState,
+        mut offset: u32,
+        mut bytes: &[u8],
+        mut create: Option<Create>,
+    ) -> Result<u32, StoreError> {
+        while !bytes.is_empty() || create.is_some() {
+            let piece = self.log.data_max() - offset as usize % BLOCK_LEN;
+            let (now, rest) = bytes.split_at(piece.min(bytes.len()));
+            self.write_piece(chunk, cell, state, offset, now, create.take())?;
+            offset += now.len() as u32;
+            bytes = rest;
+        }
+        Ok(state.blocks)
     }
 
     /// Makes a range read as zeros and returns the blocks that the chunk then has.
@@ -117,8 +136,9 @@ impl Disk {
                 let places = self.places(chunk, cell, state, BlockRange { first: at, count: 1 })?;
                 Ok::<bool, StoreError>(places[0].is_some())
             };
-            let first_edge = (offset % block != 0).then(|| (offset, end.min(whole_first * block)));
-            let last_edge = (end % block != 0 && whole_end >= whole_first).then(|| (whole_end * block, end));
+            let first_edge = (!offset.is_multiple_of(block)).then(|| (offset, end.min(whole_first * block)));
+            let last_edge =
+                (!end.is_multiple_of(block) && whole_end >= whole_first).then(|| (whole_end * block, end));
             for (from, to) in [first_edge, last_edge].into_iter().flatten() {
                 if written(from / block, state)? {
                     self.write_piece(chunk, cell, state, from, &vec![0; (to - from) as usize], None)?;
@@ -200,7 +220,6 @@ impl Disk {
         let range = BlockRange::covering(offset, bytes.len() as u32).expect("checked by the callers");
         let before = self.places(chunk, cell, state, range)?;
         let fresh = before.iter().filter(|place| place.is_none()).count();
-        self.admit((range.bytes() + BLOCK_LEN) as u64)?;
         let blocks = self.lay_out(chunk, cell, state, range, offset, bytes)?;
         let home = match state.home {
             0 if state.blocks as usize + fresh > self.options.small_blocks as usize => {
@@ -260,7 +279,6 @@ impl Disk {
         create: Option<Create>,
     ) -> Result<(), StoreError> {
         let Some(create) = create else { return Ok(()) };
-        self.admit(BLOCK_LEN as u64)?;
         state.last = self.append(chunk, &Change::Create(create), &[])?.lsn;
         self.born(chunk, cell, state, Some(create));
         Ok(())

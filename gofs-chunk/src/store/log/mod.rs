@@ -65,6 +65,8 @@ struct Writer {
     /// Segments that were filled and are not synced yet.
     unsynced: Vec<Arc<StoreFile>>,
     before: ChunkId,
+    /// Whether the last record is a mark, or there is none yet.
+    marked: bool,
 }
 
 /// Path of a segment.
@@ -92,9 +94,9 @@ pub fn segments_after(dir: &Path, segment: u32) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Brings the segments from `segment` on onto stable storage, whoever wrote them.
-pub fn sync_from(dir: &Path, segment: u32) -> io::Result<()> {
+pub fn sync_from(dir: &Path, segment: u32, watch: &Watch) -> io::Result<()> {
     for number in list_segments(dir)?.into_iter().filter(|n| *n >= segment) {
-        std::fs::File::open(segment_path(dir, number))?.sync_data()?;
+        StoreFile::open(&segment_path(dir, number), watch)?.sync()?;
     }
     Ok(())
 }
@@ -131,7 +133,13 @@ impl Log {
             segment_bytes,
             watch: watch.clone(),
             files: RwLock::new(files),
-            writer: Mutex::new(Writer { tail, file: None, unsynced: Vec::new(), before: ChunkId(0) }),
+            writer: Mutex::new(Writer {
+                tail,
+                file: None,
+                unsynced: Vec::new(),
+                before: ChunkId(0),
+                marked: true,
+            }),
             syncing: Mutex::default(),
             durable: AtomicU64::new(tail.next.0 - 1),
         })
@@ -176,7 +184,17 @@ impl Log {
         file.write_at(&record::encode(place, chunk, change, data), u64::from(at.offset))?;
         writer.tail = Tail { at: Position { offset: at.offset + len as u32, ..at }, next: lsn.next() };
         writer.before = chunk;
+        writer.marked = *change == Change::Mark;
         Ok(Appended { lsn, data: Position { offset: at.offset + before_data as u32, ..at } })
+    }
+
+    /// Appends a mark, unless there is one already or the last record is not durable yet.
+    pub fn mark(&self) -> io::Result<()> {
+        let (chunk, due) = {
+            let writer = self.writer.lock();
+            (writer.before, !writer.marked && self.durable().next() == writer.tail.next)
+        };
+        if due { self.append(chunk, &Change::Mark, &[]).map(|_| ()) } else { Ok(()) }
     }
 
     fn next_segment(&self, writer: &mut Writer, full: Option<Arc<StoreFile>>) -> io::Result<Arc<StoreFile>> {
@@ -190,7 +208,7 @@ impl Log {
             file.allocate(u64::from(self.segment_bytes))?;
             file.write_at(&encode_header(key, writer.tail.next), 0)?;
             file.sync()?;
-            sync_dir(&self.dir)?;
+            sync_dir(&self.dir, &self.watch)?;
             Ok(file)
         };
         let file = match make() {

@@ -77,8 +77,9 @@ pub enum Change {
     },
     /// Everything that was told of the chunk before is in its own file, tables included.
     Applied,
-    /// A record before was lost to damage, and the chunk is not to be trusted.
-    Damaged,
+    /// Nothing; but its head says that the records before it are durable, so that later damage to them
+    /// is not taken for a torn tail.
+    Mark,
 }
 
 /// How a chunk comes into being.
@@ -102,7 +103,7 @@ impl Change {
             Change::HomeSynced(_) => 7,
             Change::Tables { .. } => 8,
             Change::Applied => 9,
-            Change::Damaged => 10,
+            Change::Mark => 10,
         }
     }
 
@@ -137,7 +138,7 @@ impl Change {
                 out.put_u32_le(groups.len() as u32);
                 groups.iter().for_each(|group| out.put_u32_le(*group));
             }
-            Change::Delete | Change::Publish | Change::Applied | Change::Damaged => {}
+            Change::Delete | Change::Publish | Change::Applied | Change::Mark => {}
         }
         out
     }
@@ -185,7 +186,7 @@ impl Change {
                 Change::Tables { home, groups: (0..count).map(|_| body.get_u32_le()).collect() }
             }
             9 => Change::Applied,
-            10 => Change::Damaged,
+            10 => Change::Mark,
             _ => return None,
         };
         body.is_empty().then_some(change)
@@ -381,7 +382,7 @@ mod tests {
             Change::HomeSynced(Lsn(5)),
             Change::Tables { home: 6, groups: vec![0, 3] },
             Change::Applied,
-            Change::Damaged,
+            Change::Mark,
         ];
         for change in changes {
             let blocks = vec![5u8; change.data_len()];

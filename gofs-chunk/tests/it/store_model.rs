@@ -1,14 +1,12 @@
 //! The store against a plain model, through checkpoints, clean restarts and kills.
 
-mod support;
-
 use std::path::PathBuf;
 
+use super::support::{Model, Models, Seed, bytes, options, range, rng, seeds};
 use gofs_chunk::store::{Store, StoreError, StoreOptions, WriteMode};
 use gofs_tree::{ChunkId, ChunkVersion};
 use rand::RngExt;
 use rand::rngs::StdRng;
-use support::{Model, Models, Seed, bytes, options, range, rng, seeds};
 
 const CHUNK_BYTES: usize = 6 << 20;
 

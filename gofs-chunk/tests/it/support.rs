@@ -1,5 +1,4 @@
 //! What several tests share.
-#![allow(dead_code, reason = "each test uses its part")]
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,0 +1,12 @@
+//! Tests of the store on real files and of whole servers on loopback.
+#![allow(clippy::unwrap_used, reason = "tests panic")]
+
+mod fake_meta;
+mod power;
+mod servers;
+mod store_crash;
+mod store_damage;
+mod store_failures;
+mod store_model;
+mod store_space;
+mod support;

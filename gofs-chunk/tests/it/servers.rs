@@ -1,0 +1,458 @@
+//! Whole servers on loopback.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use gofs_chunk::{Config, Server};
+use gofs_proto::chunk::{
+    Extents, Hello, Hop, Punch, Read, Stat, Sync, SyncItem, Write, WriteItem, WriteReply, Writer,
+};
+use gofs_proto::cluster::{CopyChunk, DeleteChunk, Fence, SetVersion, VerifyChunk, instruction::Body};
+use gofs_proto::frame::Frame;
+use gofs_proto::session::Failure;
+use gofs_proto::session::failure::Code;
+use gofs_proto::{CallError, Link, LinkHandler};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::fake_meta::{CLUSTER, FakeMeta};
+use super::support::{bytes, rng};
+
+struct NoRequests;
+impl LinkHandler for NoRequests {
+    fn on_request(&self, _: &Arc<Link>, _: Frame) {}
+    fn on_close(&self, _: &Arc<Link>) {}
+}
+
+struct Node {
+    server: Server,
+    meta: FakeMeta,
+    link: Arc<Link>,
+    id: u64,
+}
+
+async fn connect(server: &Server) -> Arc<Link> {
+    let link = Link::connect(server.address(), Arc::new(NoRequests), Duration::from_secs(5)).await.unwrap();
+    let hello = Hello { version: 1, oldest_version: 1, cluster: CLUSTER.to_vec().into() };
+    let (welcome, _) = link.call(&hello, Vec::new()).await.unwrap();
+    assert_eq!(welcome.server, server.id().0);
+    link
+}
+
+fn config(dir: &Path, meta: &FakeMeta) -> Config {
+    let mut config =
+        Config::new("127.0.0.1:0".parse().unwrap(), vec![dir.to_owned()], vec![meta.address.to_string()]);
+    config.segment_bytes = 1 << 20;
+    config.reserve_bytes = Some(16 << 20);
+    config
+}
+
+async fn node(dir: &Path) -> Node {
+    let meta = FakeMeta::start().await;
+    let server = Server::start(config(dir, &meta)).await.unwrap();
+    let register = meta.registered().await;
+    assert_eq!((register.server, register.address.clone()), (server.id().0, server.address().to_string()));
+    let link = connect(&server).await;
+    Node { id: server.id().0, server, meta, link }
+}
+
+impl Node {
+    fn hop(&self) -> Hop {
+        Hop { server: self.id, address: self.server.address().to_string() }
+    }
+
+    async fn read(&self, chunk: u64, version: u64, offset: u32, len: u32) -> Result<Bytes, CallError> {
+        let (reply, bytes) = self.link.call(&Read { chunk, version, offset, len }, Vec::new()).await?;
+        assert_eq!(crc32c::crc32c(&bytes), reply.crc32c);
+        assert_eq!(bytes.len(), len as usize);
+        Ok(bytes)
+    }
+}
+
+fn write(chunk: u64, version: u64, offset: u32, bytes: &[u8], chain: Vec<Hop>) -> Write {
+    let item = WriteItem {
+        chunk,
+        version,
+        offset,
+        len: bytes.len() as u32,
+        crc32c: crc32c::crc32c(bytes),
+        create: true,
+    };
+    Write { writer: Some(Writer { namespace: 1, session: 9 }), items: vec![item], chain, sync: false }
+}
+
+async fn put(link: &Link, write: &Write, bytes: &[u8]) -> Result<WriteReply, CallError> {
+    Ok(link.call(write, vec![Bytes::copy_from_slice(bytes)]).await?.0)
+}
+
+fn code<T: std::fmt::Debug>(result: Result<T, CallError>) -> Code {
+    match result {
+        Err(CallError::Refused(failure)) => failure.code(),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn refusal<T: std::fmt::Debug>(result: Result<T, CallError>) -> Failure {
+    match result {
+        Err(CallError::Refused(failure)) => failure,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_is_adopted_and_stays_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = node(dir.path()).await;
+    let id = first.id;
+    put(&first.link, &write(5, 3, 0, b"kept", vec![]), b"kept").await.unwrap();
+    let news = first.meta.chunk(5, |state| !state.gone).await;
+    assert_eq!(news.version, 3);
+    first.meta.status(|status| status.chunks == 1 && status.disks[0].free_bytes > 0).await;
+    first.server.shutdown().await;
+    assert!(first.link.is_closed());
+
+    let again = node(dir.path()).await;
+    assert_eq!(again.id, id);
+    let register = again.meta.registered().await;
+    assert_eq!(&register.cluster[..], CLUSTER);
+    again.meta.chunk(5, |state| state.version == 3).await;
+    assert_eq!(&again.read(5, 3, 0, 4).await.unwrap()[..], b"kept");
+    again.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leader_is_found_through_a_follower_and_a_dead_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let leader = FakeMeta::start().await;
+    let follower = FakeMeta::follower(leader.address).await;
+    let mut config = config(dir.path(), &follower);
+    config.meta = vec!["127.0.0.1:1".to_owned(), follower.address.to_string()];
+    let server = Server::start(config).await.unwrap();
+    leader.registered().await;
+    assert_eq!(follower.registrations().await, 0);
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_fit_is_refused_for_its_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(dir.path()).await;
+    put(&node.link, &write(5, 3, 0, b"bytes", vec![]), b"bytes").await.unwrap();
+    for version in [2, 4] {
+        assert_eq!(code(put(&node.link, &write(5, version, 0, b"x", vec![]), b"x").await), Code::StaleChunk);
+    }
+    assert_eq!(code(node.read(5, 4, 0, 1).await), Code::StaleChunk);
+    assert_eq!(&node.read(5, 2, 0, 5).await.unwrap()[..], b"bytes");
+    assert_eq!(code(node.read(6, 1, 0, 1).await), Code::NoChunk);
+    let mut absent = write(6, 1, 0, b"x", vec![]);
+    absent.items[0].create = false;
+    assert_eq!(code(put(&node.link, &absent, b"x").await), Code::NoChunk);
+    assert_eq!(code(put(&node.link, &write(5, 3, 0, b"x", vec![]), b"y").await), Code::BadRequest);
+    assert_eq!(code(put(&node.link, &write(5, 3, 0, b"xy", vec![]), b"x").await), Code::BadRequest);
+    assert_eq!(code(put(&node.link, &write(5, 3, u32::MAX, b"x", vec![]), b"x").await), Code::BadRequest);
+    let sync = Sync { items: vec![SyncItem { chunk: 5, version: 3 }, SyncItem { chunk: 6, version: 1 }] };
+    assert_eq!(code(node.link.call(&sync, Vec::new()).await), Code::NoChunk);
+    let sync = Sync { items: vec![SyncItem { chunk: 5, version: 4 }] };
+    assert_eq!(code(node.link.call(&sync, Vec::new()).await), Code::StaleChunk);
+
+    node.meta.instruct(Body::Fence(Fence { session: 9 })).await.unwrap();
+    let fenced = refusal(put(&node.link, &write(5, 3, 0, b"x", vec![]), b"x").await);
+    assert!(fenced.code() == Code::StaleChunk && fenced.text.contains("fenced"), "{}", fenced.text);
+    let punch = Punch {
+        writer: Some(Writer { namespace: 1, session: 9 }),
+        chunk: 5,
+        version: 3,
+        len: 1,
+        ..Punch::default()
+    };
+    assert_eq!(code(node.link.call(&punch, Vec::new()).await), Code::StaleChunk);
+    assert_eq!(&node.read(5, 3, 0, 5).await.unwrap()[..], b"bytes");
+    node.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_fenced_before_the_registration_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = FakeMeta::with(None, vec![9]).await;
+    let server = Server::start(config(dir.path(), &meta)).await.unwrap();
+    meta.registered().await;
+    let link = connect(&server).await;
+    assert_eq!(code(put(&link, &write(5, 1, 0, b"x", vec![]), b"x").await), Code::StaleChunk);
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_reaches_all_of_a_chain_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = node(&dir.path().join("a")).await;
+    let b = node(&dir.path().join("b")).await;
+    let c = node(&dir.path().join("c")).await;
+    let chain = vec![b.hop(), c.hop()];
+    let mut rng = rng(3);
+    // Overlapping writes, all on their way at once: the last of each byte counts on every server.
+    let mut expected = vec![0; 300_000];
+    let mut calls = Vec::new();
+    for i in 0..200usize {
+        let offset = (i * 7919) % 250_000;
+        let data = bytes(&mut rng, 1 + (i * 613) % 40_000);
+        expected[offset..offset + data.len()].copy_from_slice(&data);
+        calls.push(a.link.call(&write(1, 1, offset as u32, &data, chain.clone()), vec![Bytes::from(data)]));
+    }
+    for call in calls {
+        let (reply, _) = call.await.unwrap();
+        assert!(reply.failed.is_empty() && reply.done.len() == 1, "{reply:?}");
+    }
+    let punch = Punch {
+        writer: None,
+        chunk: 1,
+        version: 1,
+        offset: 8192,
+        len: 10_000,
+        chain: chain.clone(),
+        sync: true,
+    };
+    let (reply, _) = a.link.call(&punch, Vec::new()).await.unwrap();
+    assert!(reply.failed.is_empty());
+    expected[8192..18_192].fill(0);
+    for node in [&a, &b, &c] {
+        assert!(node.read(1, 1, 0, 300_000).await.unwrap()[..] == expected[..]);
+        let (stat, _) = node.link.call(&Stat { chunk: 1 }, Vec::new()).await.unwrap();
+        assert_eq!((stat.version, stat.blocks_4k), (1, reply.blocks_4k));
+        let sync = Sync { items: vec![SyncItem { chunk: 1, version: 1 }] };
+        node.link.call(&sync, Vec::new()).await.unwrap();
+    }
+    for node in [a, b, c] {
+        node.server.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_server_in_the_middle_is_named_and_the_others_hold_the_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = node(&dir.path().join("a")).await;
+    let b = node(&dir.path().join("b")).await;
+    let c = node(&dir.path().join("c")).await;
+    let chain = vec![b.hop(), c.hop()];
+    put(&a.link, &write(1, 1, 0, b"before", chain.clone()), b"before").await.unwrap();
+    let dead = b.id;
+    b.server.shutdown().await;
+    // Both with the connection that has just ended and without any.
+    for text in [b"first!", b"second"] {
+        let mut write = write(1, 1, 0, text, chain.clone());
+        write.sync = true;
+        let reply = put(&a.link, &write, text).await.unwrap();
+        assert_eq!(reply.failed.iter().map(|failed| failed.server).collect::<Vec<_>>(), [dead], "{reply:?}");
+        assert_eq!(reply.done.len(), 1);
+        for node in [&a, &c] {
+            assert_eq!(&node.read(1, 1, 0, 6).await.unwrap()[..], text);
+        }
+    }
+    // A server that never was there, at the end.
+    let nobody = Hop { server: 77, address: "127.0.0.1:1".to_owned() };
+    let reply = put(&a.link, &write(1, 1, 0, b"third!", vec![c.hop(), nobody]), b"third!").await.unwrap();
+    assert_eq!(reply.failed.iter().map(|failed| failed.server).collect::<Vec<_>>(), [77]);
+    assert_eq!(&c.read(1, 1, 0, 6).await.unwrap()[..], b"third!");
+    // Another server at the address than the one that is meant.
+    let wrong = Hop { server: 78, address: c.server.address().to_string() };
+    let reply = put(&a.link, &write(2, 1, 0, b"x", vec![wrong]), b"x").await.unwrap();
+    assert_eq!(reply.failed[0].server, 78);
+    assert_eq!(code(c.read(2, 1, 0, 1).await), Code::NoChunk);
+    a.server.shutdown().await;
+    c.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_behind_that_refuses_is_named_with_its_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = node(&dir.path().join("a")).await;
+    let b = node(&dir.path().join("b")).await;
+    put(&b.link, &write(1, 5, 0, b"other", vec![]), b"other").await.unwrap();
+    let reply = put(&a.link, &write(1, 1, 0, b"bytes", vec![b.hop()]), b"bytes").await.unwrap();
+    assert_eq!(reply.failed[0].server, b.id);
+    assert!(reply.failed[0].text.contains("v5"), "{reply:?}");
+    assert_eq!(&a.read(1, 1, 0, 5).await.unwrap()[..], b"bytes");
+    a.server.shutdown().await;
+    b.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_is_copied_with_its_holes_and_shows_when_complete() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = node(&dir.path().join("a")).await;
+    let b = node(&dir.path().join("b")).await;
+    let mut rng = rng(4);
+    for (offset, len) in [(0u32, 100), (500_000, 1_500_000), (5_000_000, 4096)] {
+        let data = bytes(&mut rng, len);
+        put(&a.link, &write(1, 7, offset, &data, vec![]), &data).await.unwrap();
+    }
+    let from =
+        |nodes: &[&Node]| nodes.iter().map(|node| node.server.address().to_string()).collect::<Vec<_>>();
+    // From a server that is not there, then from the right one.
+    let sources = [vec!["127.0.0.1:1".to_owned()], from(&[&a])].concat();
+    b.meta.instruct(Body::Copy(CopyChunk { chunk: 1, version: 7, from: sources })).await.unwrap();
+    assert_eq!(b.meta.chunk(1, |state| !state.gone).await.version, 7);
+    assert!(a.read(1, 7, 0, 5_004_096).await.unwrap() == b.read(1, 7, 0, 5_004_096).await.unwrap());
+    let extents =
+        async |node: &Node| node.link.call(&Extents { chunk: 1, version: 7 }, Vec::new()).await.unwrap().0;
+    assert_eq!(extents(&a).await, extents(&b).await);
+    // Again: it is there.
+    b.meta.instruct(Body::Copy(CopyChunk { chunk: 1, version: 7, from: vec![] })).await.unwrap();
+
+    // What cannot be copied leaves nothing.
+    let wrong = CopyChunk { chunk: 1, version: 8, from: from(&[&a]) };
+    let error = b.meta.instruct(Body::Copy(wrong)).await.unwrap_err();
+    assert!(error.contains("v7"), "{error}");
+    let absent = CopyChunk { chunk: 99, version: 1, from: from(&[&a]) };
+    assert!(b.meta.instruct(Body::Copy(absent)).await.is_err());
+    assert_eq!(code(b.link.call(&Stat { chunk: 99 }, Vec::new()).await), Code::NoChunk);
+    a.server.shutdown().await;
+    b.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_replica_is_replaced_by_a_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = node(&dir.path().join("a")).await;
+    let b = node(&dir.path().join("b")).await;
+    put(&a.link, &write(1, 2, 0, b"new", vec![]), b"new").await.unwrap();
+    put(&b.link, &write(1, 1, 0, b"older and longer", vec![]), b"older and longer").await.unwrap();
+    let order = CopyChunk { chunk: 1, version: 2, from: vec![a.server.address().to_string()] };
+    b.meta.instruct(Body::Copy(order)).await.unwrap();
+    assert_eq!(&b.read(1, 2, 0, 16).await.unwrap()[..], b"new\0\0\0\0\0\0\0\0\0\0\0\0\0");
+    a.server.shutdown().await;
+    b.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_move_and_chunks_go_as_instructed() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(dir.path()).await;
+    put(&node.link, &write(1, 1, 0, b"bytes", vec![]), b"bytes").await.unwrap();
+    node.meta.instruct(Body::SetVersion(SetVersion { chunk: 1, from: 1, to: 4 })).await.unwrap();
+    node.meta.instruct(Body::SetVersion(SetVersion { chunk: 1, from: 1, to: 4 })).await.unwrap();
+    assert!(node.meta.instruct(Body::SetVersion(SetVersion { chunk: 1, from: 1, to: 5 })).await.is_err());
+    assert!(node.meta.instruct(Body::SetVersion(SetVersion { chunk: 2, from: 1, to: 5 })).await.is_err());
+    assert_eq!(code(put(&node.link, &write(1, 1, 0, b"x", vec![]), b"x").await), Code::StaleChunk);
+    node.meta.chunk(1, |state| state.version == 4).await;
+    node.meta.instruct(Body::Verify(VerifyChunk { chunk: 1 })).await.unwrap();
+    assert!(node.meta.instruct(Body::Verify(VerifyChunk { chunk: 2 })).await.is_err());
+    assert!(node.meta.instruct(Body::Delete(DeleteChunk { chunk: 1, version: 3 })).await.is_err());
+    node.meta.instruct(Body::Delete(DeleteChunk { chunk: 1, version: 4 })).await.unwrap();
+    node.meta.instruct(Body::Delete(DeleteChunk { chunk: 1, version: 4 })).await.unwrap();
+    node.meta.chunk(1, |state| state.gone).await;
+    assert_eq!(code(node.read(1, 4, 0, 1).await), Code::NoChunk);
+    node.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_refused_reported_and_repaired_by_a_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = node(&dir.path().join("a")).await;
+    let b = node(&dir.path().join("b")).await;
+    let data = bytes(&mut rng(5), 200_000);
+    put(&a.link, &write(1, 1, 0, &data, vec![b.hop()]), &data).await.unwrap();
+    let log = dir.path().join("a/log");
+    for entry in std::fs::read_dir(dir.path().join("a/chunks/01")).unwrap() {
+        let file = std::fs::File::options().write(true).open(entry.unwrap().path()).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[0x55; 4096], 20 * 4096).unwrap();
+    }
+    assert!(log.exists());
+    assert_eq!(code(a.read(1, 1, 0, 200_000).await), Code::Corrupt);
+    a.meta.chunk(1, |state| state.corrupt).await;
+    a.meta.status(|status| status.corrupt_blocks_total == 1).await;
+    assert!(a.meta.instruct(Body::Verify(VerifyChunk { chunk: 1 })).await.is_err());
+    let order = CopyChunk { chunk: 1, version: 1, from: vec![b.server.address().to_string()] };
+    a.meta.instruct(Body::Copy(order)).await.unwrap();
+    assert!(a.read(1, 1, 0, 200_000).await.unwrap()[..] == data[..]);
+    a.meta.chunk(1, |state| !state.corrupt && !state.gone).await;
+    a.server.shutdown().await;
+    b.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_at_the_door_disturbs_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(dir.path()).await;
+    let mut rng = rng(6);
+    let connect_raw = || tokio::net::TcpStream::connect(node.server.address());
+    let mut half = connect_raw().await.unwrap();
+    half.write_all(b"gofs").await.unwrap();
+    for kind in 0..20 {
+        let mut stream = connect_raw().await.unwrap();
+        if kind % 2 == 0 {
+            stream.write_all(b"gofsfr1\n").await.unwrap();
+        }
+        if kind % 5 == 0 {
+            // A frame that announces more than is allowed.
+            stream.write_all(&[0xff; 24]).await.ok();
+        }
+        stream.write_all(&bytes(&mut rng, 10_000)).await.ok();
+        // The server ends it.
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(15), stream.read_to_end(&mut rest)).await;
+        assert!(ended.is_ok(), "garbage of kind {kind} was not let go");
+    }
+    // A request before the Hello, and a request of another door.
+    let link =
+        Link::connect(node.server.address(), Arc::new(NoRequests), Duration::from_secs(5)).await.unwrap();
+    assert_eq!(code(link.call(&Stat { chunk: 1 }, Vec::new()).await), Code::BadRequest);
+    let link =
+        Link::connect(node.server.address(), Arc::new(NoRequests), Duration::from_secs(5)).await.unwrap();
+    let other = Hello { version: 1, oldest_version: 1, cluster: vec![7; 16].into() };
+    assert_eq!(code(link.call(&other, Vec::new()).await), Code::WrongCluster);
+    let newer = Hello { version: 9, oldest_version: 8, cluster: CLUSTER.to_vec().into() };
+    assert_eq!(code(link.call(&newer, Vec::new()).await), Code::BadVersion);
+    assert_eq!(code(node.link.call(&gofs_proto::session::KeepAlive {}, Vec::new()).await), Code::BadRequest);
+    put(&node.link, &write(5, 1, 0, b"still here", vec![]), b"still here").await.unwrap();
+    assert_eq!(&node.read(5, 1, 0, 10).await.unwrap()[..], b"still here");
+    node.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_is_not_ours_is_refused_in_words() {
+    let root = tempfile::tempdir().unwrap();
+    let meta = FakeMeta::start().await;
+    let foreign = root.path().join("foreign");
+    std::fs::create_dir(&foreign).unwrap();
+    std::fs::write(foreign.join("thesis.tex"), "precious").unwrap();
+    let error = format!("{:#}", Server::start(config(&foreign, &meta)).await.err().unwrap());
+    assert!(error.contains("thesis.tex") && error.contains("empty"), "{error}");
+    assert_eq!(std::fs::read_dir(&foreign).unwrap().count(), 1);
+
+    let ours = root.path().join("ours");
+    let server = Server::start(config(&ours, &meta)).await.unwrap();
+    let error = format!("{:#}", Server::start(config(&ours, &meta)).await.err().unwrap());
+    assert!(error.contains("in use"), "{error}");
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_does_not_change_clusters() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = gofs_chunk::store::identity::Identity {
+        cluster: Some([0x33; 16]),
+        server: gofs_tree::ChunkServerId(5),
+        disk: 6,
+    };
+    gofs_chunk::store::identity::write(dir.path(), &other).unwrap();
+    let meta = FakeMeta::start().await;
+    let server = Server::start(config(dir.path(), &meta)).await.unwrap();
+    // It is let in by the fake, which checks nothing, and leaves of itself.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(meta.registrations().await > 0);
+    assert!(!meta.has_report().await);
+    server.shutdown().await;
+    assert_eq!(gofs_chunk::store::identity::claim(dir.path()).unwrap().identity, Some(other));
+}
+
+#[tokio::test]
+async fn a_runtime_of_one_thread_will_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(dir.path()).await;
+    let mut write = write(1, 1, 0, b"bytes", vec![]);
+    write.sync = true;
+    put(&node.link, &write, b"bytes").await.unwrap();
+    assert_eq!(&node.read(1, 1, 0, 5).await.unwrap()[..], b"bytes");
+    node.server.shutdown().await;
+}

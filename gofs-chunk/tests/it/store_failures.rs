@@ -1,0 +1,191 @@
+//! Disks that fail, and directories that are not ours.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use gofs_chunk::store::{FileWatch, Store, StoreError, Taken, WriteMode};
+use gofs_tree::{ChunkId, ChunkVersion};
+
+use super::support::options;
+
+const VERSION: ChunkVersion = ChunkVersion(1);
+
+/// Breaks one directory when told to.
+struct Broken {
+    dir: PathBuf,
+    sync: AtomicBool,
+    read: AtomicBool,
+}
+
+impl Broken {
+    fn fails(&self, path: &Path, flag: &AtomicBool) -> io::Result<()> {
+        let hit = path.starts_with(&self.dir) && flag.load(Ordering::Relaxed);
+        if hit { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+    }
+}
+
+impl FileWatch for Broken {
+    fn will_sync(&self, path: &Path) -> io::Result<()> {
+        self.fails(path, &self.sync)
+    }
+    fn will_read(&self, path: &Path, _: u64, _: usize) -> io::Result<()> {
+        self.fails(path, &self.read)
+    }
+}
+
+fn two_disks() -> (tempfile::TempDir, Store, Arc<Broken>) {
+    let root = tempfile::tempdir().unwrap();
+    let dirs = [root.path().join("a"), root.path().join("b")];
+    let broken = Arc::new(Broken { dir: dirs[1].clone(), sync: false.into(), read: false.into() });
+    let mut options = options();
+    options.watch = Some(broken.clone());
+    let store = Store::open(&dirs, &options).unwrap();
+    for chunk in 1..=40 {
+        store.write(ChunkId(chunk), VERSION, 0, &[chunk as u8; 5000], WriteMode::Create).unwrap();
+    }
+    assert!(store.disks().all(|disk| disk.chunk_count() > 5), "chunks are spread");
+    (root, store, broken)
+}
+
+fn chunks_of_broken(store: &Store, broken: &Broken) -> (Vec<ChunkId>, Vec<ChunkId>) {
+    let ids = |ours: bool| {
+        let disks = store.disks().filter(|disk| (disk.path() == broken.dir) == ours);
+        disks.flat_map(|disk| disk.chunk_ids()).collect::<Vec<_>>()
+    };
+    (ids(true), ids(false))
+}
+
+#[test]
+fn a_disk_that_cannot_sync_is_taken_out_and_the_others_go_on() {
+    let (_root, store, broken) = two_disks();
+    let (lost, kept) = chunks_of_broken(&store, &broken);
+    store.changes().take();
+    broken.sync.store(true, Ordering::Relaxed);
+    assert!(matches!(store.sync(&[lost[0]]), Err(StoreError::Io { .. })));
+    assert_eq!(store.changes().take(), Taken::Everything);
+    assert_eq!(store.list().len(), kept.len());
+    let status = store.status();
+    let errors: Vec<bool> = status.iter().map(|disk| disk.error.is_some()).collect();
+    assert_eq!(errors, [false, true]);
+    assert_eq!(status[1].free_bytes, 0);
+    // Its chunks are refused and not made anew elsewhere; others are served, and new ones go to the other disk.
+    let again = store.write(lost[0], VERSION, 0, b"x", WriteMode::Create);
+    assert!(matches!(again, Err(StoreError::DiskFailed { .. })), "{again:?}");
+    assert!(store.read(lost[0], VERSION, 0, 10).is_err());
+    store.sync(&kept).unwrap();
+    for chunk in 100..120 {
+        store.write(ChunkId(chunk), VERSION, 0, b"new", WriteMode::Create).unwrap();
+    }
+}
+
+#[test]
+fn a_disk_that_cannot_read_is_taken_out_after_some_errors() {
+    let (_root, store, broken) = two_disks();
+    let (lost, _) = chunks_of_broken(&store, &broken);
+    broken.read.store(true, Ordering::Relaxed);
+    let first = store.read(lost[0], VERSION, 0, 10);
+    assert!(matches!(first, Err(StoreError::Corrupt { .. })), "{first:?}");
+    assert_eq!(store.disks().count(), 2, "one bad sector is not a bad disk");
+    for _ in 0..10 {
+        assert!(store.read(lost[1], VERSION, 0, 10).is_err());
+    }
+    assert_eq!(store.disks().count(), 1);
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_at_the_start_does_not_stop_the_others() {
+    let root = tempfile::tempdir().unwrap();
+    let dirs = [root.path().join("a"), root.path().join("b")];
+    let store = Store::open(&dirs, &options()).unwrap();
+    for chunk in 1..=20 {
+        store.write(ChunkId(chunk), VERSION, 0, b"kept", WriteMode::Create).unwrap();
+    }
+    store.close().unwrap();
+    let kept = store.disks().next().unwrap().chunk_count();
+    drop(store);
+    for entry in std::fs::read_dir(&dirs[1]).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_str().unwrap().starts_with("index") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let store = Store::open(&dirs, &options()).unwrap();
+    assert_eq!(store.list().len(), kept);
+    assert!(store.status()[1].error.as_ref().is_some_and(|error| error.contains("index")));
+    drop(store);
+    assert!(Store::open(&dirs[1..], &options()).is_err());
+}
+
+#[test]
+fn directories_of_different_servers_are_not_mixed() {
+    let root = tempfile::tempdir().unwrap();
+    let dirs = [root.path().join("a"), root.path().join("b")];
+    for dir in &dirs {
+        Store::open(std::slice::from_ref(dir), &options()).unwrap();
+    }
+    let error = Store::open(&dirs, &options()).err().unwrap().to_string();
+    assert!(error.contains("server"), "{error}");
+    // A further, empty directory joins.
+    let more = [dirs[0].clone(), root.path().join("c")];
+    let server = Store::open(&dirs[..1], &options()).unwrap().server();
+    let store = Store::open(&more, &options()).unwrap();
+    assert_eq!((store.server(), store.disks().count()), (server, 2));
+}
+
+#[test]
+fn of_a_chunk_on_two_disks_the_newer_stays() {
+    let root = tempfile::tempdir().unwrap();
+    let (a, b, away) = (root.path().join("a"), root.path().join("b"), root.path().join("away"));
+    let store = Store::open(&[a.clone(), b.clone()], &options()).unwrap();
+    // Both disks get chunk 5: one while the other is away.
+    let one = loop {
+        store.write(ChunkId(5), VERSION, 0, b"old", WriteMode::Create).unwrap();
+        if store.disks().next().unwrap().holds(ChunkId(5)) {
+            break a.clone();
+        }
+        store.delete(ChunkId(5), None).unwrap();
+    };
+    store.close().unwrap();
+    drop(store);
+    std::fs::rename(&one, &away).unwrap();
+    let store = Store::open(std::slice::from_ref(&b), &options()).unwrap();
+    store.write(ChunkId(5), ChunkVersion(2), 0, b"new", WriteMode::Create).unwrap();
+    store.close().unwrap();
+    drop(store);
+    let store = Store::open(&[away, b], &options()).unwrap();
+    assert_eq!(store.list().len(), 1);
+    assert_eq!(store.read(ChunkId(5), ChunkVersion(2), 0, 3).unwrap(), b"new");
+}
+
+#[test]
+fn a_hundred_thousand_chunks_are_open_in_a_moment() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = [root.path().join("disk")];
+    let mut options = options();
+    options.segment_bytes = 64 << 20;
+    let store = Store::open(&dir, &options).unwrap();
+    let started = Instant::now();
+    for chunk in 1..=100_000 {
+        store.write(ChunkId(chunk), VERSION, 0, b"small", WriteMode::Create).unwrap();
+    }
+    let written = started.elapsed();
+    drop(store);
+    let started = Instant::now();
+    let store = Store::open(&dir, &options).unwrap();
+    let after_kill = started.elapsed();
+    assert_eq!(store.list().len(), 100_000);
+    store.close().unwrap();
+    drop(store);
+    let started = Instant::now();
+    let store = Store::open(&dir, &options).unwrap();
+    let after_stop = started.elapsed();
+    assert_eq!(store.read(ChunkId(77), VERSION, 0, 5).unwrap(), b"small");
+    println!(
+        "written in {written:?}, open after a kill in {after_kill:?}, after a clean stop in {after_stop:?}"
+    );
+    // Very wide bounds: machines that run tests are busy.
+    assert!(after_kill.as_secs() < 60 && after_stop.as_secs() < 10);
+}
