@@ -7,10 +7,10 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use fuser::INodeNo;
 use gofs_client::KernelCache;
 use gofs_tree::Ino;
 use tracing::{debug, error, warn};
@@ -36,6 +36,7 @@ struct Connection {
 #[derive(Default)]
 pub struct KernelNotifier {
     connection: OnceLock<Connection>,
+    ended: AtomicBool,
     lookups: Arc<Lookups>,
 }
 
@@ -55,6 +56,16 @@ impl KernelNotifier {
         }
     }
 
+    /// The mount is gone: the kernel has no copies any more, though it did not give its entries back.
+    pub fn disconnect(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
+    /// The mount in the kernel while it is there.
+    fn connection(&self) -> Option<&Connection> {
+        self.connection.get().filter(|_| !self.ended.load(Ordering::Acquire))
+    }
+
     /// The counts of entries that the kernel was given.
     pub fn lookups(&self) -> &Arc<Lookups> {
         &self.lookups
@@ -66,15 +77,14 @@ impl KernelNotifier {
     }
 
     fn invalidate(&self, ino: Ino, what: sys::Invalidate) {
-        let Some(connection) = self.connection.get() else { return };
-        let node = connection.map.node(ino);
         let started = Instant::now();
         let mut pause = RETRY_PAUSE.0;
-        loop {
+        while let Some(connection) = self.connection() {
+            let node = connection.map.node(ino);
             match sys::notify_inval_inode(&connection.device, node.0, what) {
                 Ok(()) => return,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    if !self.still_coming(node) {
+                    if !self.lookups.known(node) {
                         return;
                     }
                     if started.elapsed() > INSTANTIATION_LIMIT {
@@ -92,10 +102,6 @@ impl KernelNotifier {
             pause = (pause * 2).min(RETRY_PAUSE.1);
         }
     }
-
-    fn still_coming(&self, node: INodeNo) -> bool {
-        self.lookups.known(node)
-    }
 }
 
 /// Whether the mount is gone, and its copies with it.
@@ -109,7 +115,7 @@ impl KernelCache for KernelNotifier {
     }
 
     fn invalidate_entries(&self) {
-        let Some(connection) = self.connection.get().filter(|connection| connection.names) else { return };
+        let Some(connection) = self.connection().filter(|connection| connection.names) else { return };
         match sys::notify_inc_epoch(&connection.device) {
             Ok(()) => {}
             Err(error) if disconnected(&error) => {}

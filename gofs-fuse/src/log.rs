@@ -15,6 +15,9 @@ const SYSLOG: &str = "/dev/log";
 /// Of <syslog.h>.
 const FACILITY_DAEMON: u8 = 3 << 3;
 
+/// fuser tells of replies that the kernel did not want any more, as errors; each interrupted program makes one.
+const DEFAULT_FILTER: &str = "info,fuser::reply=off";
+
 /// A place for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogTo {
@@ -37,9 +40,9 @@ impl LogTo {
     }
 }
 
-/// Starts logging at the level of `RUST_LOG`, else `info`. Once per process.
+/// Starts logging as `RUST_LOG` says, else at level `info`. Once per process.
 pub fn start(to: &LogTo) -> io::Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
     let started = match to {
         LogTo::Stderr => builder.with_writer(io::stderr).try_init(),

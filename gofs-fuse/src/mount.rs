@@ -123,6 +123,7 @@ async fn serve(
     let Attached { session, attachment, device } =
         blocking(move || attach(gofs, &source, &point, &options)).await?;
 
+    let served = kernel.clone();
     kernel.connect(device, map);
     if let Some(capabilities) = capabilities.lock().as_ref() {
         capabilities.log(gofs_client::KernelCache::can_cache_entries(&*kernel));
@@ -133,6 +134,7 @@ async fn serve(
         if let Err(error) = session.run() {
             error!(%error, "serving the kernel ended with an error");
         }
+        served.disconnect();
         end.send_replace(true);
     });
     let answer = match serving {
