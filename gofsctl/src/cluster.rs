@@ -39,7 +39,7 @@ pub async fn status(admin: &mut Admin, style: Style) -> anyhow::Result<()> {
         ("lost", s.chunks_lost.to_string()),
         ("to be deleted", s.chunks_to_delete.to_string()),
         ("repairs running", s.repairs_running.to_string()),
-        ("corrupt replicas seen", s.corrupt_replicas_total.to_string()),
+        ("corrupt replicas", s.corrupt_replicas.to_string()),
         (
             "sessions",
             format!(
@@ -61,7 +61,7 @@ pub async fn status(admin: &mut Admin, style: Style) -> anyhow::Result<()> {
         "capacity_bytes": s.capacity_bytes, "free_bytes": s.free_bytes, "chunks": s.chunks,
         "chunks_under_replicated": s.chunks_under_replicated, "chunks_lost": s.chunks_lost,
         "chunks_to_delete": s.chunks_to_delete, "repairs_running": s.repairs_running, "sessions": s.sessions,
-        "in_grace": s.in_grace, "corrupt_replicas_total": s.corrupt_replicas_total,
+        "in_grace": s.in_grace, "corrupt_replicas": s.corrupt_replicas,
     });
     style.print_fields(&fields, &json)?;
     if s.chunks_lost > 0 {

@@ -136,7 +136,10 @@ fn finish<A: Answer, T>(
 ) {
     match result {
         Ok(value) => deliver(shared, answer, value),
-        Err(error) => answer.fail(errno(error)),
+        Err(error) => {
+            debug!(operation = std::any::type_name_of_val(&deliver), %error, "refused");
+            answer.fail(errno(error));
+        }
     }
 }
 

@@ -36,6 +36,6 @@ pub(super) fn cluster_status(admin: &Admin) -> Result<cluster::ClusterStatusRepl
         sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
         in_grace: admin.sessions.in_grace(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        corrupt_replicas_total: chunks.corrupt_replicas,
+        corrupt_replicas: chunks.corrupt_replicas,
     })
 }
