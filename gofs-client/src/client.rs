@@ -152,6 +152,7 @@ impl Client {
                 evicting: Default::default(),
                 lost_files: Default::default(),
                 lock_waits: Default::default(),
+                space: Default::default(),
                 config,
             }
         });

@@ -25,6 +25,7 @@ use tokio::sync::Notify;
 use crate::clock::BootTime;
 use crate::config::{ClientConfig, Wait};
 use crate::data::FileData;
+use crate::handle::StatFs;
 use crate::kernel::KernelCache;
 use crate::lease::LeaseTable;
 use crate::locks::HeldLocks;
@@ -87,6 +88,8 @@ pub struct Core {
     pub evicting: AtomicBool,
     pub lost_files: AtomicU64,
     pub lock_waits: AtomicU64,
+    /// What `statfs` last showed.
+    pub space: Mutex<StatFs>,
 }
 
 /// The part of a Hello that names the mount.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use gofs_proto::{convert, session as wire};
-use gofs_tree::{FileType, FsError, LeaseMode};
+use gofs_tree::{FileType, FsError, LeaseMode, Store};
 
 use super::Refusal;
 use super::answer::Answer;
@@ -29,7 +29,14 @@ pub(super) async fn serve(
         _ => Need::read(ino),
     };
     let operation = member.look(vec![need]).await?;
-    let node = node(&member, ino, &inode(&member.tree(), ino)?)?;
+    let tree = member.tree();
+    let record = inode(&tree, ino)?;
+    if record.nlink == 0 && !tree.orphan(ino)?.is_some_and(|orphan| orphan.holders.contains(&member.session))
+    {
+        // Nobody opens anew what has no name any more: its holders' last close frees it.
+        return Err(FsError::Stale.into());
+    }
+    let node = node(&member, ino, &record)?;
     operation.finish(|grants| {
         let grant = want.and_then(|mode| grants.grant(ino, mode));
         answer.send(&wire::FetchReply { node: Some(wire::Node { grant, ..node }) });

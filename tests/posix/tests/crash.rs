@@ -25,7 +25,8 @@ fn what_was_fsynced_survives_kills_of_every_process() {
     let seed = seed();
     let rounds = std::env::var("GOFS_CRASH_ROUNDS").ok().and_then(|s| s.parse().ok()).unwrap_or(ROUNDS);
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut cluster = Cluster::start();
+    let mut cluster = Cluster::builder().session_s(8).start();
+    cluster.create_namespace("test", &[]);
     let mut mount = cluster.mount("m0");
     let mut load = Load::new();
     for round in 0..rounds {

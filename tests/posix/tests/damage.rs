@@ -58,10 +58,15 @@ fn a_flipped_bit_in_a_chunk_is_served_from_the_other_replica_reported_and_repair
         eventually("the damage to be reported and repaired", Duration::from_secs(90), || {
             let status = cluster.ctl_json(&["status"]);
             let servers = cluster.ctl_json(&["servers"]);
-            let found = servers.as_array().unwrap().iter().map(|s| s["corrupt_blocks_total"].as_u64().unwrap());
+            let found =
+                servers.as_array().unwrap().iter().map(|s| s["corrupt_blocks_total"].as_u64().unwrap());
             let seen: u64 = found.sum();
             let healthy = status["chunks_under_replicated"] == 0 && status["corrupt_replicas"] == 0;
-            if seen >= damaged && healthy { Ok(()) } else { Err(format!("{seen} corrupt blocks found, {status}")) }
+            if seen >= damaged && healthy {
+                Ok(())
+            } else {
+                Err(format!("{seen} corrupt blocks found, {status}"))
+            }
         });
         if damaged == 2 {
             break;
