@@ -1,4 +1,5 @@
 //! What a mount does with its session: against a MetaServer that drops, refuses, recalls and fences.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 mod fake;
 

@@ -1,4 +1,5 @@
 //! One MetaServer and three, on loopback: what is acknowledged stays, whoever stops.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

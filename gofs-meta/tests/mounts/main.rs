@@ -1,4 +1,5 @@
 //! Mounts over loopback against a whole MetaServer: what one does, the others find.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 mod client;
 mod coherence;
