@@ -81,7 +81,7 @@ impl LogWriter {
                 let (batches, dones): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
                 let result = self.write(batches);
                 for done in dones {
-                    done(result.as_ref().map(|()| ()).map_err(clone_error));
+                    done(result.as_ref().map_err(clone_error).copied());
                 }
                 failure = result.err();
             }
@@ -112,7 +112,7 @@ impl LogWriter {
             Request::Stop { done } => (self.save_vote(), done),
             Request::Write { records, done } => (self.write(vec![records]), done),
         };
-        done(result.as_ref().map(|()| ()).map_err(clone_error));
+        done(result.as_ref().map_err(clone_error).copied());
         result
     }
 

@@ -93,7 +93,7 @@ impl StateMachine {
                 Payload::Blank => LogEntry::Blank,
                 Payload::Normal(command) => LogEntry::Command(command.0.clone()),
                 Payload::Membership(membership) => {
-                    let stored = StoredMembership::new(Some(entry.log_id.clone()), membership.clone());
+                    let stored = StoredMembership::new(Some(entry.log_id), membership.clone());
                     LogEntry::Membership(wire::encode(&stored).map_err(invalid)?.into())
                 }
             };
@@ -139,7 +139,7 @@ impl RaftStateMachine<Types> for StateMachine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> io::Result<()> {
-        let (state, dir, wanted) = (self.state.clone(), self.dir.clone(), meta.last_log_id.clone());
+        let (state, dir, wanted) = (self.state.clone(), self.dir.clone(), meta.last_log_id);
         blocking(move || {
             let head = snapshot.head()?;
             if head.position.map(log_id_of) != wanted {

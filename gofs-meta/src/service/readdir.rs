@@ -79,7 +79,7 @@ pub(super) async fn serve(
         answer.send(&wire::ReadDirReply {
             items,
             end,
-            dir: grant.clone(),
+            dir: grant,
             node: Some(wire::Node { grant, ..own }),
             parent: record.parent.0,
         });

@@ -127,16 +127,14 @@ impl Mount {
         let door = Arc::new(Door { recalls: sender, willing: willing.clone() });
         let link = Link::connect(address, door, LONG).await.unwrap();
         // A server that just began to lead asks for patience.
-        let welcome = loop {
-            match link.call(&hello, Vec::new()).await {
-                Ok((welcome, _)) => break welcome,
-                Err(CallError::Refused(failure)) if failure.code() == Code::Retry => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                    link.close();
-                    return Box::pin(Mount::say(address, hello)).await;
-                }
-                Err(error) => return Err(error),
+        let welcome = match link.call(&hello, Vec::new()).await {
+            Ok((welcome, _)) => welcome,
+            Err(CallError::Refused(failure)) if failure.code() == Code::Retry => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                link.close();
+                return Box::pin(Mount::say(address, hello)).await;
             }
+            Err(error) => return Err(error),
         };
         let silent = Arc::new(AtomicBool::new(false));
         tokio::spawn(keep_alive(link.clone(), welcome.validity_ms, silent.clone()));

@@ -139,7 +139,7 @@ async fn a_restarted_server_waits_for_leases_to_be_reclaimed() {
     let ino = Ino(made.ino);
     let lease = held(node_of(&made, ino));
     let lock = wire::Lock { ino: ino.0, owner: 9, start: 0, end: 99, exclusive: true, pid: 4 };
-    a.call(wire::SetLock { lock: Some(lock.clone()), wait: false, wait_id: 1 }).await.unwrap();
+    a.call(wire::SetLock { lock: Some(lock), wait: false, wait_id: 1 }).await.unwrap();
     server.shutdown().await;
     let server = serve(data.path(), VALIDITY, MARGIN).await;
     let b = b.again(server.address(), Vec::new(), Vec::new()).await.unwrap();
@@ -148,8 +148,8 @@ async fn a_restarted_server_waits_for_leases_to_be_reclaimed() {
         tokio::time::timeout(Duration::from_millis(300), &mut look).await.is_err(),
         "A may hold anything"
     );
-    let test = wire::GetLock { lock: Some(wire::Lock { owner: 8, ..lock.clone() }) };
-    assert_eq!(code(b.call(test.clone()).await.unwrap_err()), Code::Retry);
+    let test = wire::GetLock { lock: Some(wire::Lock { owner: 8, ..lock }) };
+    assert_eq!(code(b.call(test).await.unwrap_err()), Code::Retry);
     let a = a.again(server.address(), vec![lease], vec![lock]).await.unwrap();
     assert_eq!(a.welcome.refused_leases, []);
     a.asked().await.answer(true);
