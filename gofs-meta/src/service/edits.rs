@@ -1,7 +1,7 @@
 //! Edits: changes of the tree, each under the leases that it needs, committed through the EditLog.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use gofs_proto::{convert, session as wire};
 use gofs_tree::{Edit, EditOp, EditSeq, FsError, Ino, LeaseMode, NewNode, Outcome, Store, Timestamp};
@@ -17,6 +17,9 @@ use crate::lease::Need;
 
 /// Most edits of one request: so that a reply with the largest inline files still fits into a frame.
 const EDITS_MAX: usize = 24;
+
+/// Pause between two attempts to settle an edit whose outcome is not known.
+const BARRIER_RETRY: Duration = Duration::from_millis(500);
 
 /// What a session says about its own handles.
 #[derive(Clone, Copy)]
@@ -102,10 +105,14 @@ async fn run(
         let new = if let EditOp::Create { node, .. } = &edit.op { Some(new_mode(node)) } else { None };
         let session = member.session;
         let command = Command::Edits { session, first_seq: seq, answered, edits: vec![edit] };
-        let outcome = match member.term.shared.group.propose(command).await? {
-            CommandOutcome::Edits(results) => results.into_iter().next(),
-            CommandOutcome::Refused(refusal) => return Err(refusal.into()),
-            _ => None,
+        let outcome = match member.term.shared.group.propose(command).await {
+            Ok(CommandOutcome::Edits(results)) => results.into_iter().next(),
+            Ok(CommandOutcome::Refused(refusal)) => return Err(refusal.into()),
+            Ok(_) => None,
+            Err(error) => {
+                hold_until_known(member.clone(), operation);
+                return Err(error.into());
+            }
         };
         let outcome =
             match outcome.ok_or_else(|| Refusal::Retry("the state did not answer an edit".into()))? {
@@ -115,6 +122,19 @@ async fn run(
         return Ok(Ok(show(member, operation, plan, outcome, chosen, new, opens).await?));
     }
     Err(Refusal::Retry("the names keep changing".into()))
+}
+
+/// An edit whose outcome is not known may still be committed later. Until that is settled nobody may look at what it
+/// changes, or they would cache what is about to be wrong: a later entry of the same leader's log settles it, and so
+/// does the end of the term.
+fn hold_until_known(member: Arc<Member>, operation: Operation) {
+    tokio::spawn(async move {
+        let barrier = || Command::ServerEdits { namespace: member.namespace(), edits: Vec::new() };
+        while !member.term.is_over() && member.term.shared.group.propose(barrier()).await.is_err() {
+            tokio::time::sleep(BARRIER_RETRY).await;
+        }
+        drop(operation);
+    });
 }
 
 fn plan(member: &Member, op: &EditOp) -> Result<Plan, Refusal> {

@@ -121,15 +121,20 @@ async fn open(
         return Err(Refusal::BadRequest(format!("host or mount point longer than {LABEL_MAX} bytes")));
     }
     let token: [u8; 16] = rand::random();
+    let session = term.new_session();
     let command = Command::OpenSession {
-        session: term.new_session(),
+        session,
         namespace: record.id,
         token,
         host: hello.host.clone(),
         mount_point: hello.mount_point.clone(),
         pid: hello.pid,
     };
-    match term.shared.group.propose(command).await? {
+    let outcome = term.shared.group.propose(command).await.inspect_err(|_| {
+        // It may be committed after all: then it goes as every silent session does.
+        term.sessions.lock().opened(term.shared.now(), session, record.id);
+    })?;
+    match outcome {
         CommandOutcome::Session(session) => Ok((session, Bytes::copy_from_slice(&token))),
         CommandOutcome::Refused(refusal) => Err(refusal.into()),
         other => Err(Refusal::Retry(format!("the state answered {other:?} to a new session"))),

@@ -85,7 +85,7 @@ impl Service {
             let running = self.current.read().as_ref().map(|term| term.number());
             if now.role == Role::Leader && running != Some(now.term) {
                 self.end_term();
-                match Term::begin(self.shared.clone(), now.term).await {
+                match Term::begin(self.shared.clone(), now.term) {
                     Ok(term) => {
                         tracing::info!(term = now.term, in_grace = term.in_grace(), "leading");
                         *self.current.write() = Some(term);

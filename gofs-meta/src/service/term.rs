@@ -41,12 +41,8 @@ enum Grace {
 
 impl Term {
     /// Reads what the state knows and starts to serve.
-    pub async fn begin(shared: Arc<Shared>, number: u64) -> Result<Arc<Term>, Refusal> {
+    pub fn begin(shared: Arc<Shared>, number: u64) -> Result<Arc<Term>, Refusal> {
         let state = shared.group.state();
-        if state.cluster()?.is_none() {
-            let cluster = rand::random();
-            shared.group.propose(Command::InitCluster { cluster }).await?;
-        }
         let known: Vec<_> =
             state.sessions()?.into_iter().map(|record| (record.id, record.namespace)).collect();
         let counters = state.counters()?;
@@ -81,7 +77,8 @@ impl Term {
         }
     }
 
-    fn is_over(&self) -> bool {
+    /// Whether this server does not lead any more, or again in another term.
+    pub fn is_over(&self) -> bool {
         *self.grace.borrow() == Grace::TermOver
     }
 
