@@ -158,6 +158,7 @@ impl Client {
         });
         greeted.door.core.get_or_init(|| Arc::downgrade(&core));
         tokio::spawn(session::supervise(Arc::downgrade(&core), addresses, greeted.link, greeted.door));
+        tokio::spawn(Core::watch_validity(Arc::downgrade(&core)));
         let client = Client { core };
         client.check_root(&greeted.address).await?;
         Ok(Arc::new(client))

@@ -350,17 +350,19 @@ async fn nothing_is_answered_from_the_cache_after_the_sessions_end() {
     let fake = Fake::start().await;
     let ino = fake.put_file("a", b"abc");
     fake.set_validity(Duration::from_millis(400));
-    let (client, _) = fake.mount().await;
+    let (client, kernel) = fake.mount().await;
     drop(client.lookup(ROOT_INO, &name("a")).await.unwrap());
     // Kept alive for longer than it lasts.
     tokio::time::sleep(Duration::from_millis(900)).await;
     let found = client.getattr(ino).now_or_never().expect("kept alive").unwrap();
     assert!(found.ttl <= Duration::from_millis(400));
     drop(found);
+    assert!(kernel.forgotten().is_empty());
     fake.always::<wire::KeepAlive>(Act::Ignore);
     fake.always::<wire::Hello>(Act::Ignore);
     tokio::time::sleep(Duration::from_millis(900)).await;
     assert!(client.getattr(ino).now_or_never().is_none(), "the session may have ended by now");
+    fake.until(|_| kernel.forgotten().contains(&ino.to_string())).await;
     assert_eq!(client.stats().validity, Duration::ZERO);
     let getting = client.getattr(ino);
     fake.well_behaved();

@@ -1,15 +1,20 @@
 //! A session ends or goes on: what stays, what is lost.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use gofs_tree::{Ino, LeaseMode, SessionId};
 
 use super::{Core, Place, usable_validity};
+use crate::clock::BootTime;
 use crate::session::{Connection, Generation, Greeted};
 
 /// Threads that make the kernel forget everything: one that writes a dirty page back must not keep the rest waiting.
 const FORGET_THREADS: usize = 4;
+
+/// Longest pause between looks at the session's validity.
+const EXPIRY_LOOK: Duration = Duration::from_millis(500);
 
 impl Core {
     /// A server has taken the session. `None` where it is not the one that was mounted.
@@ -83,6 +88,28 @@ impl Core {
         );
         self.changed.notify_waiters();
         self.make_kernel_forget_all(known);
+    }
+
+    /// Runs for as long as the mount: when the session's validity has passed, the kernel must not answer from its copies
+    /// either. Names and attributes end by themselves, pages do not.
+    pub async fn watch_validity(core: Weak<Core>) {
+        let mut expired = false;
+        loop {
+            let Some(strong) = core.upgrade().filter(|core| !core.session.is_stopped()) else { return };
+            let left = strong.table.lock().validity(BootTime::now());
+            if left.is_zero() && !expired {
+                tracing::warn!(
+                    "no server has renewed the session: nothing is answered from the cache until one does"
+                );
+                let known = strong.table.lock().known();
+                strong.make_kernel_forget_all(known);
+            }
+            expired = left.is_zero();
+            drop(strong);
+            // Looked at often, because a suspended host's timers stand still and validity does not.
+            let pause = if expired { EXPIRY_LOOK } else { left.min(EXPIRY_LOOK) };
+            tokio::time::sleep(pause.max(Duration::from_millis(1))).await;
+        }
     }
 
     /// Not waited for: the kernel writes dirty pages back, which needs the next session.

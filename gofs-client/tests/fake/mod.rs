@@ -1,5 +1,7 @@
 //! A MetaServer in memory that does as it is told: one session, a real tree, scripted misbehaviour.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
