@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -24,7 +25,9 @@ use crate::editlog::{EditLog, EditLogConfig};
 use crate::identity;
 use crate::raft::network::Network;
 use crate::raft::wire::MESSAGE_BYTES_MAX;
-use crate::raft::{CommandBytes, LogId, LogStore, Raft, StateMachine, Types};
+use crate::raft::{
+    CommandBytes, LogId, LogStore, Raft, RaftMetricsReceiver, SerdeInstant, StateMachine, Types,
+};
 use crate::state::{StateConfig, StateStore};
 
 pub use crate::raft::door::RaftDoor;
@@ -68,6 +71,13 @@ impl GroupConfig {
             snapshot_entries: 100_000,
             heartbeat_ms: 150,
         }
+    }
+}
+
+impl GroupConfig {
+    /// How long a leader may count on a majority's last sign: no member deposes it sooner.
+    fn read_lease(&self) -> Duration {
+        Duration::from_millis(self.heartbeat_ms * ELECTION_MIN_HEARTBEATS)
     }
 }
 
@@ -142,6 +152,9 @@ pub struct MetaGroup {
     log: EditLog,
     raft: Raft,
     door: RaftDoor,
+    metrics: RaftMetricsReceiver,
+    /// The lead is being given away: what the members promised does not hold any more.
+    handing_over: AtomicBool,
     leadership: watch::Sender<Leadership>,
     /// Something was deleted whose records are to be swept.
     sweep: Notify,
@@ -190,13 +203,12 @@ impl MetaGroup {
         let raft = Raft::new(config.id.0, Arc::new(options), network.clone(), store, machine)
             .await
             .map_err(|error| storage(&error))?;
-        same_members(&raft, &members, &config.data)?;
-        let door = RaftDoor::new(
-            raft.clone(),
-            state.clone(),
-            config.data.join("snapshot"),
-            fresh && members.len() > 1,
-        );
+        same_members(&raft, &members, &config.data).await?;
+        let fresh_member = fresh && members.len() > 1;
+        let lease = config.read_lease();
+        let door =
+            RaftDoor::new(raft.clone(), state.clone(), config.data.join("snapshot"), fresh_member, lease);
+        let metrics = raft.metrics();
         let (leadership, _) = watch::channel(Leadership { role: Role::Follower, term: 0, leader: None });
         let group = Arc::new(MetaGroup {
             config,
@@ -204,6 +216,8 @@ impl MetaGroup {
             log,
             raft,
             door,
+            metrics,
+            handing_over: AtomicBool::new(false),
             leadership,
             sweep: Notify::new(),
             stop: watch::Sender::new(false),
@@ -374,8 +388,7 @@ impl MetaGroup {
 
     /// Returns once it is sure that this server leads and that the state holds everything committed before the call.
     pub async fn confirm_leader(&self) -> Result<(), ProposeError> {
-        // The lease is what makes this free of messages; without it a majority is asked.
-        if self.raft.ensure_linearizable(ReadPolicy::LeaseRead).await.is_ok() {
+        if self.lease_holds() {
             return Ok(());
         }
         let until = Instant::now() + LEASE_RETRY;
@@ -393,6 +406,21 @@ impl MetaGroup {
             };
             self.lease_retry(&forward, until).await?;
         }
+    }
+
+    /// Whether no other can lead now, because a majority heard from this leader a moment ago and has promised to
+    /// wait. Then everything acknowledged was applied here first, and a read needs no messages.
+    fn lease_holds(&self) -> bool {
+        let leads = self.leadership.borrow().role == Role::Leader;
+        if !leads || self.handing_over.load(Ordering::Acquire) {
+            return false;
+        }
+        let metrics = self.metrics.borrow_watched();
+        let alone = metrics.membership_config.membership().voter_ids().count() == 1;
+        // Counted from when the majority's answers were asked for.
+        let recent = |at: &SerdeInstant| at.elapsed() < self.config.read_lease();
+        metrics.state == ServerState::Leader
+            && (alone || metrics.last_quorum_acked.as_ref().is_some_and(recent))
     }
 
     /// Who leads, now and from now on.
@@ -547,6 +575,7 @@ impl MetaGroup {
                 _ => return,
             }
         };
+        self.handing_over.store(true, Ordering::Release);
         if self.raft.trigger().transfer_leader(to).await.is_err() {
             return;
         }
@@ -617,14 +646,17 @@ fn open(config: &GroupConfig) -> Result<Opened, StartError> {
 }
 
 /// The data must be of the group that is configured.
-fn same_members(
+async fn same_members(
     raft: &Raft,
     members: &BTreeMap<MetaServerId, String>,
     data: &std::path::Path,
 ) -> Result<(), StartError> {
-    let metrics = raft.metrics();
-    let metrics = metrics.borrow_watched();
-    let known: Vec<u64> = metrics.membership_config.membership().nodes().map(|(id, _)| *id).collect();
+    // Metrics are not filled in yet; the core is asked.
+    let known = raft.with_raft_state(|state| {
+        let membership = state.membership_state.effective();
+        membership.membership().nodes().map(|(id, _)| *id).collect::<Vec<u64>>()
+    });
+    let known = known.await.map_err(|error| StartError::Storage(error.to_string()))?;
     let wanted: Vec<u64> = members.keys().map(|id| id.0).collect();
     if known.is_empty() || known == wanted {
         return Ok(());

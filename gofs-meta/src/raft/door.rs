@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use gofs_proto::cluster::raft_server;
 use gofs_proto::cluster::{RaftMessage, SnapshotPart};
@@ -12,7 +13,7 @@ use serde::de::DeserializeOwned;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::wire::{self, Ballot, BallotReply, GROUP, SnapshotHeader};
-use super::{Raft, Snapshot, Types};
+use super::{LogId, Raft, Snapshot, Types, Vote};
 use crate::state::{SnapshotFile, StateStore};
 
 /// The door's handle on a group.
@@ -29,42 +30,49 @@ struct Inner {
     received: AtomicU64,
 }
 
-/// Keeps a member that came back with nothing from voting until it has again what it once acknowledged.
+/// When this member may vote.
 ///
-/// Its acknowledgements of before may have made entries committed. If it voted now, one that lacks them could be elected.
+/// One that came back with nothing must not before it has again what it once acknowledged: entries may be
+/// committed because of that, and one that lacks them could be elected. And one that has just started does not
+/// remember whom it promised not to depose: it waits as long as such a promise lasts.
 struct Rejoin {
-    /// It may vote.
-    votes: AtomicBool,
-    /// What was committed when the leader first spoke to it; `u64::MAX` until then.
-    wanted: AtomicU64,
+    /// It has what it acknowledged.
+    whole: AtomicBool,
+    promises_end: Instant,
 }
 
 impl Rejoin {
-    fn appended(&self, committed: Option<u64>, applied: u64) {
-        if self.votes.load(Ordering::Acquire) {
-            return;
-        }
-        let wanted = committed.unwrap_or(0);
-        let wanted = match self.wanted.compare_exchange(u64::MAX, wanted, Ordering::AcqRel, Ordering::Acquire)
-        {
-            Ok(_) => wanted,
-            Err(first) => first,
-        };
-        if applied >= wanted {
-            self.votes.store(true, Ordering::Release);
+    /// After entries of `request` were taken.
+    fn appended(&self, vote: &Vote, committed: Option<&LogId>, applied: u64) {
+        // A leader that has committed an entry of its own knows everything that was committed before.
+        let complete = committed.is_some_and(|committed| {
+            committed.leader_id.term == vote.leader_id.term && committed.index <= applied
+        });
+        if complete {
+            self.whole.store(true, Ordering::Release);
         }
     }
 
-    /// A candidate with the first entry only makes a new cluster: nothing can be lost.
     fn may_vote(&self, request: &VoteRequest<Types>) -> bool {
-        self.votes.load(Ordering::Acquire) || request.last_log_id.as_ref().is_none_or(|last| last.index == 0)
+        // A candidate with nothing but the first entry makes a new cluster, and this member is of it from the start.
+        if request.last_log_id.as_ref().is_none_or(|last| last.index == 0) {
+            self.whole.store(true, Ordering::Release);
+            return true;
+        }
+        self.whole.load(Ordering::Acquire) && Instant::now() >= self.promises_end
     }
 }
 
 impl RaftDoor {
-    /// `fresh`: this MetaServer started without a log.
-    pub(crate) fn new(raft: Raft, state: StateStore, snapshots: PathBuf, fresh: bool) -> Self {
-        let rejoin = Rejoin { votes: AtomicBool::new(!fresh), wanted: AtomicU64::new(u64::MAX) };
+    /// `fresh`: this MetaServer started without a log. `lease`: how long a leader counts on not being deposed.
+    pub(crate) fn new(
+        raft: Raft,
+        state: StateStore,
+        snapshots: PathBuf,
+        fresh: bool,
+        lease: Duration,
+    ) -> Self {
+        let rejoin = Rejoin { whole: AtomicBool::new(!fresh), promises_end: Instant::now() + lease };
         let inner = Inner { raft, state, snapshots, rejoin, received: AtomicU64::new(0) };
         RaftDoor { inner: inner.into() }
     }
@@ -111,9 +119,9 @@ fn disk(error: std::io::Error) -> Status {
 impl raft_server::Raft for RaftDoor {
     async fn append(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
         let request: AppendEntriesRequest<Types> = self.read(request.get_ref())?;
-        let committed = request.leader_commit.as_ref().map(|committed| committed.index);
+        let (vote, committed) = (request.vote.clone(), request.leader_commit.clone());
         let answer = self.inner.raft.append_entries(request).await.map_err(stopped)?;
-        self.inner.rejoin.appended(committed, self.inner.state.applied().0);
+        self.inner.rejoin.appended(&vote, committed.as_ref(), self.inner.state.applied().0);
         reply(&answer)
     }
 
@@ -123,9 +131,7 @@ impl raft_server::Raft for RaftDoor {
         if let Ballot::PreVote(request) | Ballot::Vote(request) = &ballot
             && !self.inner.rejoin.may_vote(request)
         {
-            return Err(Status::unavailable(
-                "this MetaServer came back empty and fetches the state before it votes",
-            ));
+            return Err(Status::unavailable("this MetaServer has just started and does not vote yet"));
         }
         let answer = match ballot {
             Ballot::PreVote(request) => BallotReply::Vote(raft.pre_vote(request).await.map_err(stopped)?),
@@ -160,11 +166,9 @@ impl raft_server::Raft for RaftDoor {
             return Err(Status::data_loss(format!("a Snapshot of {} bytes ended after {len}", header.len)));
         }
         tokio::task::spawn_blocking(move || file.sync_all()).await.map_err(stopped)?.map_err(disk)?;
-        let committed = header.meta.last_log_id.as_ref().map(|last| last.index);
         let snapshot = Snapshot { meta: header.meta, snapshot: SnapshotFile { path } };
         let answer = self.inner.raft.install_full_snapshot(header.vote, snapshot).await.map_err(stopped)?;
         drop(received);
-        self.inner.rejoin.appended(committed, self.inner.state.applied().0);
         reply(&answer)
     }
 

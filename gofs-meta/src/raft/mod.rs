@@ -32,6 +32,9 @@ openraft::declare_raft_types!(
 );
 
 pub(crate) type Raft = openraft::Raft<Types, StateMachine>;
+pub(crate) type RaftMetricsReceiver =
+    openraft::type_config::alias::WatchReceiverOf<Types, openraft::RaftMetrics<Types>>;
+pub(crate) type SerdeInstant = openraft::type_config::alias::SerdeInstantOf<Types>;
 pub(crate) type LogId = openraft::type_config::alias::LogIdOf<Types>;
 pub(crate) type Vote = openraft::type_config::alias::VoteOf<Types>;
 pub(crate) type Entry = openraft::type_config::alias::EntryOf<Types>;
