@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use gofs_tree::{
-    AttrChange, ChunkId, ChunkVersion, Mode, Name, NamespaceLimits, NewNode, ROOT_INO, Store, apply,
+    Attr, AttrChange, ChunkId, ChunkIndex, ChunkVersion, EditOp, Mode, Name, NamespaceLimits, NewNode,
+    ROOT_INO, Store, apply,
 };
 use proptest::prelude::*;
 
