@@ -160,6 +160,23 @@ async fn a_new_file_asks_for_no_chunk_map() {
 }
 
 #[tokio::test]
+async fn a_replica_that_lost_its_chunk_is_not_made_again_by_a_write() {
+    for victim in 0..2 {
+        let mount = Mount::new(|_| {}).await;
+        let mut bytes = pattern(50_000, 1);
+        mount.write(0, &bytes).await;
+        mount.reload().await;
+        mount.cluster.replicas(INO, 0)[victim].chunks.lock().clear();
+        mount.write(100, b"new").await;
+        bytes[100..103].copy_from_slice(b"new");
+        mount.flush().await;
+        assert_eq!(mount.cluster.replicas(INO, 0).len(), 1);
+        mount.reload().await;
+        assert_eq!(mount.read(0, 60_000).await, bytes);
+    }
+}
+
+#[tokio::test]
 async fn bad_bytes_are_never_returned_and_are_reported() {
     let mount = Mount::new(|_| {}).await;
     let bytes = pattern(50_000, 3);

@@ -467,6 +467,29 @@ fn a_read_that_began_before_a_write_is_not_kept() {
 }
 
 #[test]
+fn a_read_that_began_under_a_dirty_write_does_not_outlive_its_flush() {
+    for ends_before_flush in [true, false] {
+        let mut world = World::new();
+        world.write(Some(0), 20_000, 1);
+        world.reload(0);
+        let range = ByteRange { start: 0, end: 20_000 };
+        let before = Bytes::from(world.server.read(range));
+        // The read was planned, the write came, and only then the read was registered.
+        world.write(Some(100), 10, 77);
+        let id = world.state.begin_fetch(range);
+        if ends_before_flush {
+            assert!(world.state.end_fetch(id, Some(before.clone())));
+            world.check(0, u64::MAX);
+        }
+        world.flush(u64::MAX);
+        if !ends_before_flush {
+            assert!(!world.state.end_fetch(id, Some(before)));
+        }
+        world.check(0, u64::MAX);
+    }
+}
+
+#[test]
 fn an_overlay_shows_until_the_commit_is_answered() {
     let mut world = World::new();
     assert_eq!(world.state.overlay(), None);
