@@ -14,6 +14,7 @@ mod identity;
 pub mod lease;
 pub mod lock;
 mod raft;
+mod rpc_stream;
 pub mod server;
 pub mod service;
 pub mod session;

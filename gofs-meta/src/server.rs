@@ -19,13 +19,16 @@ use crate::admin;
 use crate::chunks::ChunkService;
 use crate::config::Config;
 use crate::group::{GroupConfig, MetaGroup};
+use crate::rpc_stream::RpcStream;
 use crate::service::Service;
 
 /// gRPC connections that were accepted and not taken over yet.
 const RPC_BACKLOG: usize = 64;
 /// Pause after the system refused a connection (no file descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a stop waits for gRPC requests under way.
+/// How often a stop looks whether all tasks have ended.
+const STOP_POLL: Duration = Duration::from_millis(2);
+/// How long a stop waits for requests under way, and then for what is left of their connections.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A running MetaServer.
@@ -113,13 +116,19 @@ impl Server {
         // Cancelled is how it ends.
         let _ = self.follow.await;
         self.service.shutdown();
-        self.group.shutdown().await;
         for mut task in self.tasks {
             if tokio::time::timeout(STOP_PATIENCE, &mut task).await.is_err() {
                 task.abort();
-                // Until then it may hold the data directory.
                 let _ = task.await;
             }
+        }
+        self.group.shutdown().await;
+        drop(self.service);
+        // Whoever starts a server on this data directory next must find it free: tasks of closed connections
+        // end a moment later.
+        let deadline = tokio::time::Instant::now() + STOP_PATIENCE;
+        while Arc::strong_count(&self.group) > 1 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(STOP_POLL).await;
         }
         tracing::info!(id = self.id.0, "MetaServer has stopped");
     }
@@ -129,7 +138,7 @@ impl Server {
 async fn accept(
     listener: TcpListener,
     service: Arc<Service>,
-    rpc: mpsc::Sender<std::io::Result<TcpStream>>,
+    rpc: mpsc::Sender<std::io::Result<RpcStream>>,
     mut stopped: watch::Receiver<bool>,
 ) {
     loop {
@@ -139,7 +148,7 @@ async fn accept(
         };
         match accepted {
             Ok((stream, peer)) => {
-                tokio::spawn(show_in(stream, peer, service.clone(), rpc.clone()));
+                tokio::spawn(show_in(stream, peer, service.clone(), rpc.clone(), stopped.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -153,7 +162,8 @@ async fn show_in(
     stream: TcpStream,
     peer: SocketAddr,
     service: Arc<Service>,
-    rpc: mpsc::Sender<std::io::Result<TcpStream>>,
+    rpc: mpsc::Sender<std::io::Result<RpcStream>>,
+    stopped: watch::Receiver<bool>,
 ) {
     match door::which(&stream).await {
         Ok(Door::Frame) => {
@@ -163,7 +173,7 @@ async fn show_in(
         }
         Ok(Door::Rpc) => {
             // Refused only when the server stops.
-            let _ = rpc.send(Ok(stream)).await;
+            let _ = rpc.send(Ok(RpcStream::new(stream, stopped))).await;
         }
         Err(error) => {
             tracing::warn!(%peer, %error, "connection dropped: it speaks neither gofs frames nor HTTP/2")

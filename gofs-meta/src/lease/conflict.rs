@@ -30,24 +30,22 @@ impl LeaseTable {
     /// Whether an operation that waits does so for the session's acknowledgement: directly, behind others,
     /// or through another session whose acknowledgement may need an operation that waits.
     fn waits_for(&self, id: OpId, session: SessionId, seen: &mut HashSet<OpId>) -> bool {
-        if !seen.insert(id) {
-            return false;
+        let mut next = vec![id];
+        while let Some(id) = next.pop() {
+            if !seen.insert(id) {
+                continue;
+            }
+            let op = &self.ops[&id];
+            if op.asked.iter().any(|recall| self.recalls[recall].recall.session == session) {
+                return true;
+            }
+            next.extend(self.held_up_by(id));
+            for need in op.needs.iter() {
+                let entry = self.inodes.get(&need.ino);
+                next.extend(entry.into_iter().flat_map(|entry| before(entry, id, need.access)));
+            }
         }
-        let op = &self.ops[&id];
-        if op.asked.iter().any(|recall| self.recalls[recall].recall.session == session) {
-            return true;
-        }
-        if self.held_up_by(id).into_iter().any(|other| self.waits_for(other, session, seen)) {
-            return true;
-        }
-        op.needs.iter().any(|need| {
-            let ahead: Vec<OpId> = self
-                .inodes
-                .get(&need.ino)
-                .map(|entry| before(entry, id, need.access).collect())
-                .unwrap_or_default();
-            ahead.into_iter().any(|other| self.waits_for(other, session, seen))
-        })
+        false
     }
 
     /// Sessions whose leases the operation may not run against.

@@ -28,7 +28,7 @@ impl LeaseTable {
         now: Now,
         session: SessionId,
         held: &[HeldLease],
-        opens: &[Ino],
+        opens: &BTreeSet<Ino>,
         reclaim: bool,
     ) -> (Vec<Ino>, Vec<Effect>) {
         self.open_session(session);

@@ -127,7 +127,7 @@ impl World {
         let needs = self.some_needs();
         let (id, effects) = self.table.begin(self.now, session, needs).unwrap();
         // Merged and without the optional ones that could not be had.
-        let needs = self.table.ops[&id].needs.clone();
+        let needs = self.table.ops[&id].needs.to_vec();
         self.flights.insert(id, Flight { session, needs, running: false, seen: None });
         self.perform(effects);
     }

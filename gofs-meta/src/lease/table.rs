@@ -1,6 +1,7 @@
 //! The table itself: begin, acknowledge, end, and the deciding of who runs next.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use gofs_tree::{Ino, LeaseEpoch, LeaseMode, SessionId};
 
@@ -45,7 +46,7 @@ impl Entry {
 #[derive(Debug)]
 pub(super) struct Op {
     pub session: SessionId,
-    pub needs: Vec<Need>,
+    pub needs: Arc<[Need]>,
     pub running: bool,
     pub begun: Now,
     /// Recalls that it waits for.
@@ -133,7 +134,7 @@ impl LeaseTable {
         self.sessions.entry(session).or_default().waiting.insert(id);
         let op = Op {
             session,
-            needs,
+            needs: needs.into(),
             running: false,
             begun: now,
             asked: BTreeSet::new(),
@@ -204,7 +205,7 @@ impl LeaseTable {
         let needs = self.ops[&id].needs.clone();
         let mut free = true;
         let mut passed = HashSet::new();
-        for need in &needs {
+        for need in needs.iter() {
             match self.turn(id, need) {
                 Turn::Wait => {
                     free = false;
@@ -226,7 +227,7 @@ impl LeaseTable {
         if !free {
             return;
         }
-        for need in &needs {
+        for need in needs.iter() {
             let entry = self.inodes.entry(need.ino).or_default();
             entry.waiting.remove(&id);
             entry.waiting_alone.remove(&id);
@@ -273,7 +274,7 @@ impl LeaseTable {
     /// Removes it and adds those that it may have held up.
     pub(super) fn forget_op(&mut self, id: OpId, dirty: &mut BTreeSet<OpId>) {
         let Some(op) = self.ops.remove(&id) else { return };
-        for need in &op.needs {
+        for need in op.needs.iter() {
             let Some(entry) = self.inodes.get_mut(&need.ino) else { continue };
             entry.waiting.remove(&id);
             entry.waiting_alone.remove(&id);

@@ -188,12 +188,12 @@ fn the_end_of_a_session_frees_what_it_held() {
 fn reclaim_takes_what_conflicts_with_nothing() {
     let mut table = table();
     let lease = |ino, mode| HeldLease { ino, mode, epoch: LeaseEpoch(70) };
-    let (refused, _) = table.resume(T0, A, &[lease(FILE, LeaseMode::Write)], &[Ino(11)], true);
+    let (refused, _) = table.resume(T0, A, &[lease(FILE, LeaseMode::Write)], &[Ino(11)].into(), true);
     assert_eq!(refused, []);
     let (refused, _) =
-        table.resume(T0, B, &[lease(FILE, LeaseMode::Read), lease(DIR, LeaseMode::Read)], &[], true);
+        table.resume(T0, B, &[lease(FILE, LeaseMode::Read), lease(DIR, LeaseMode::Read)], &[].into(), true);
     assert_eq!(refused, [FILE]);
-    let (refused, _) = table.resume(T0, C, &[lease(DIR, LeaseMode::Read)], &[], false);
+    let (refused, _) = table.resume(T0, C, &[lease(DIR, LeaseMode::Read)], &[].into(), false);
     assert_eq!(refused, [DIR], "after grace nothing unknown is taken in");
     assert_eq!(table.holders(Ino(11)), [A]);
     assert!(hold(&mut table, C, Ino(12), LeaseMode::Read).epoch > LeaseEpoch(70));
@@ -208,7 +208,7 @@ fn a_session_that_is_back_is_asked_again_and_what_it_lost_is_free() {
     let asked = recalls(&effects);
     assert_eq!(asked.len(), 2);
     let held = [HeldLease { ino: FILE, mode: LeaseMode::Read, epoch: kept.epoch }];
-    let (refused, effects) = table.resume(T0, A, &held, &[], false);
+    let (refused, effects) = table.resume(T0, A, &held, &[].into(), false);
     assert_eq!(refused, []);
     assert_eq!(recalls(&effects).iter().map(|r| r.ino).collect::<Vec<_>>(), [FILE]);
     assert_eq!(table.acknowledge(T0, recalls(&effects)[0].id, false), [Effect::Run(op)]);

@@ -1,7 +1,7 @@
 //! Ranges of bytes, both ends included, as fcntl's locks have them.
 
 /// From `start` to `end`, both included; `end` = `u64::MAX` is the end of all files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LockRange {
     start: u64,
     end: u64,

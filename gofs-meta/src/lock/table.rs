@@ -96,16 +96,9 @@ impl LockTable {
     /// table lacks is taken in where nothing conflicts (a new leader knows of no lock). Requests that wait are of
     /// the old connection and end. Returns waiting requests of others that are granted now.
     pub fn resume(&mut self, session: SessionId, locks: &[(Ino, Lock)]) -> Vec<WaitId> {
-        let listed: HashSet<Ino> = locks.iter().map(|(ino, _)| *ino).collect();
-        let woken = self.keep_only(session, |ino, held| {
-            let same = |(at, lock): &(Ino, Lock)| {
-                *at == ino
-                    && lock.owner == held.owner
-                    && lock.exclusive == held.exclusive
-                    && lock.range == held.range
-            };
-            listed.contains(&ino) && locks.iter().any(same)
-        });
+        let key = |ino: Ino, lock: &Lock| (ino, lock.owner, lock.range, lock.exclusive);
+        let listed: HashSet<_> = locks.iter().map(|(ino, lock)| key(*ino, lock)).collect();
+        let woken = self.keep_only(session, |ino, held| listed.contains(&key(ino, held)));
         for (ino, lock) in locks {
             let conflict =
                 self.files.get(ino).is_some_and(|file| file.held.iter().any(|held| held.conflicts(lock)));

@@ -75,6 +75,11 @@ impl Connection {
         })
     }
 
+    /// Whether Hello was said.
+    pub fn is_greeted(&self) -> bool {
+        self.greeted.load(Ordering::Acquire)
+    }
+
     /// The first request.
     fn greet(&self, link: &Arc<Link>, request: Frame) {
         if request.kind != wire::Hello::KIND || self.greeted.swap(true, Ordering::AcqRel) {

@@ -1,5 +1,6 @@
 //! Hello: a session begins, or goes on over a new connection.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -33,10 +34,16 @@ pub(super) async fn serve(
             hello.oldest_version, hello.version
         ))
     })?;
+    let known = convert::session_id(hello.session);
+    let held = hello.leases.iter().map(held_lease).collect::<Result<Vec<_>, Refusal>>()?;
+    let opens = hello.opens.iter().map(|&ino| convert::ino(ino)).collect::<Result<BTreeSet<Ino>, _>>()?;
+    // A session that is only now opened has none.
+    let holder = known.unwrap_or_default();
+    let locks =
+        hello.locks.iter().map(|lock| locks::from_wire(holder, lock)).collect::<Result<Vec<_>, _>>()?;
     let term = service.term()?;
     term.shared.group.confirm_leader().await?;
     let state = term.shared.group.state();
-    let known = convert::session_id(hello.session);
     let record = match known {
         None => {
             let name = &hello.namespace;
@@ -56,6 +63,7 @@ pub(super) async fn serve(
         Err(_) if known.is_some() => ROOT_INO,
         Err(error) => return Err(error.into()),
     };
+    let space = term.space(record.id)?;
     let (session, token) = match known {
         Some(session) => (session, hello.token.clone()),
         None => open(&term, &record, &hello).await?,
@@ -77,11 +85,6 @@ pub(super) async fn serve(
         refused_leases: Vec::new(),
         applied_seq: applied.0,
     };
-    let held = hello.leases.iter().map(held_lease).collect::<Result<Vec<_>, Refusal>>()?;
-    let opens = hello.opens.iter().map(|&ino| convert::ino(ino)).collect::<Result<Vec<Ino>, _>>()?;
-    let locks =
-        hello.locks.iter().map(|lock| locks::from_wire(session, lock)).collect::<Result<Vec<_>, _>>()?;
-    let space = term.space(record.id)?;
     let member = Member { term: term.clone(), space: space.clone(), session, connection };
     {
         // Grace must not end, nor the session, before its leases are back in the table.

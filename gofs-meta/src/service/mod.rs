@@ -27,11 +27,14 @@ mod statfs;
 mod term;
 mod xattrs;
 
-use std::sync::Arc;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use gofs_proto::Link;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::net::TcpStream;
 
 use crate::group::{MetaGroup, Role};
@@ -47,6 +50,8 @@ use term::Term;
 /// Pause before the tables of a new term are tried again where the state could not be read.
 const TERM_RETRY: Duration = Duration::from_secs(1);
 
+/// How long a connection may take to say Hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often an operation starts over because a name meant something else when its turn came.
 const AGAIN_MAX: usize = 100;
 
@@ -68,13 +73,15 @@ impl Shared {
 pub struct Service {
     shared: Arc<Shared>,
     current: RwLock<Option<Arc<Term>>>,
+    /// All connections, greeted or not, so that they can be closed.
+    links: Mutex<Vec<Weak<Link>>>,
 }
 
 impl Service {
     /// A door that serves while `group` leads; [`Service::run`] must be running.
     pub fn new(group: Arc<MetaGroup>, chunks: Arc<dyn Chunks>, times: SessionTimes) -> Arc<Service> {
         let shared = Shared { group, chunks, times, started: Instant::now() };
-        Arc::new(Service { shared: Arc::new(shared), current: RwLock::new(None) })
+        Arc::new(Service { shared: Arc::new(shared), current: RwLock::new(None), links: Mutex::default() })
     }
 
     /// Follows the leadership: begins and ends terms, until it is dropped or aborted.
@@ -112,14 +119,33 @@ impl Service {
         }
     }
 
-    /// Takes a connection whose preface [`gofs_proto::door::which`] has seen.
-    pub fn accept(self: &Arc<Self>, stream: TcpStream) -> std::io::Result<Arc<Link>> {
-        Link::accept(stream, Connection::new(self.clone()))
+    /// Takes a connection whose preface [`gofs_proto::door::which`] has seen. It has to say Hello soon.
+    pub fn accept(self: &Arc<Self>, stream: TcpStream) -> std::io::Result<()> {
+        let connection = Connection::new(self.clone());
+        let link = Link::accept(stream, connection.clone())?;
+        let mut links = self.links.lock();
+        links.retain(|link| link.upgrade().is_some_and(|link| !link.is_closed()));
+        links.push(Arc::downgrade(&link));
+        drop(links);
+        let (link, connection) = (Arc::downgrade(&link), Arc::downgrade(&connection));
+        tokio::spawn(async move {
+            tokio::time::sleep(HELLO_TIMEOUT).await;
+            if let (Some(link), Some(connection)) = (link.upgrade(), connection.upgrade())
+                && !connection.is_greeted()
+            {
+                tracing::warn!(peer = %link.peer(), "connection dropped: no Hello");
+                link.close();
+            }
+        });
+        Ok(())
     }
 
     /// Ends everything; sessions stay in the state and come back to the next leader.
     pub fn shutdown(&self) {
         self.end_term();
+        for link in self.links.lock().drain(..).filter_map(|link| link.upgrade()) {
+            link.close();
+        }
     }
 
     /// The term that this server leads, or who does.

@@ -18,6 +18,8 @@ use crate::session::SessionTable;
 const TICK: Duration = Duration::from_millis(250);
 /// Longest wait for the ChunkServers when a session is fenced, beyond their own bound.
 const FENCE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause before the end of a session is proposed again.
+const END_RETRY: Duration = Duration::from_millis(500);
 /// Epochs of one term; the next term's are above them.
 const EPOCH_BITS: u32 = 40;
 
@@ -143,7 +145,7 @@ impl Term {
     }
 
     /// Ends a session: commits that, has the ChunkServers refuse it if it was fenced, and only then frees what it
-    /// held. Nothing happens where it is being ended already.
+    /// held. Nothing happens where it is being ended already. Fails only with the term.
     pub async fn end_session(
         &self,
         session: SessionId,
@@ -157,18 +159,17 @@ impl Term {
         if fenced && let Ok(space) = &space {
             space.disconnect(session);
         }
-        let outcome = self.shared.group.propose(Command::EndSession { session, fenced }).await?;
-        match outcome {
-            // Gone already: with its namespace.
-            CommandOutcome::Done | CommandOutcome::Refused(command::Refusal::NoSession(_)) => {}
-            other => {
-                return Err(Refusal::BadRequest(format!(
-                    "the state answered {other:?} to the end of a session"
-                )));
+        // Others wait for what it holds, so this is not given up while the term lasts.
+        while let Err(refusal) = self.commit_end(session, fenced).await {
+            if self.is_over() {
+                return Err(refusal);
             }
+            tracing::warn!(%session, error = %refusal, "the end of a session could not be committed yet");
+            tokio::time::sleep(END_RETRY).await;
         }
-        if fenced && tokio::time::timeout(FENCE_TIMEOUT, self.shared.chunks.fence(session)).await.is_err() {
-            tracing::warn!(%session, "not every ChunkServer has confirmed the fence; they learn of it when they are back");
+        let fence = self.shared.chunks.fence(session);
+        if fenced && tokio::time::timeout(FENCE_TIMEOUT, fence).await.is_err() {
+            tracing::warn!(%session, "not every ChunkServer has confirmed the fence; those away learn of it when they are back");
         }
         if let Ok(space) = space {
             space.end_session(session);
@@ -178,11 +179,23 @@ impl Term {
         Ok(())
     }
 
+    async fn commit_end(&self, session: SessionId, fenced: bool) -> Result<(), Refusal> {
+        match self.shared.group.propose(Command::EndSession { session, fenced }).await? {
+            // Gone already: with its namespace.
+            CommandOutcome::Done | CommandOutcome::Refused(command::Refusal::NoSession(_)) => Ok(()),
+            other => Err(Refusal::Retry(format!("the state answered {other:?} to the end of a session"))),
+        }
+    }
+
     async fn watch_clock(self: Arc<Self>) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while !self.is_over() {
-            tick.tick().await;
+        let mut grace = self.grace.subscribe();
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                _ = grace.wait_for(|grace| *grace == Grace::TermOver) => return,
+            }
             let now = self.shared.now();
             let silent = self.sessions.lock().overdue(now);
             for session in silent {

@@ -1,0 +1,210 @@
+//! The parts that need chunks, with a chunk directory made of paper.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use gofs_proto::frame::Frame;
+use gofs_proto::session as wire;
+use gofs_proto::{CallError, Link, LinkHandler, PROTOCOL_VERSION, convert, door};
+use gofs_tree::{
+    ChunkId, ChunkServerId, ChunkVersion, Edit, EditOp, FsError, Ino, MetaServerId, Mode, Name, NewNode,
+    ROOT_INO, SessionId, Timestamp,
+};
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+
+use super::{BoxFuture, Chunks, Servers, Service};
+use crate::chunks::Location;
+use crate::command::{Command, NamespaceConfig};
+use crate::group::{GroupConfig, MetaGroup};
+use crate::session::SessionTimes;
+
+/// Three servers; remembers what it was told.
+#[derive(Default)]
+struct Paper {
+    assigned: Mutex<Vec<ChunkId>>,
+    absent: Mutex<Vec<ChunkId>>,
+    fenced: Mutex<Vec<SessionId>>,
+    full: Mutex<Option<FsError>>,
+}
+
+fn servers() -> Servers {
+    (1..=2).map(|n| (ChunkServerId(n), format!("127.0.0.1:{n}"))).collect()
+}
+
+impl Chunks for Paper {
+    fn for_reading(&self, chunk: ChunkId) -> Location {
+        if self.absent.lock().contains(&chunk) {
+            return Location::Absent { may_return: false };
+        }
+        assert!(self.assigned.lock().contains(&chunk), "{chunk} was never assigned");
+        Location::At { version: ChunkVersion(1), servers: servers() }
+    }
+    fn for_writing(&self, chunk: ChunkId) -> BoxFuture<'_, Location> {
+        Box::pin(async move { self.for_reading(chunk) })
+    }
+    fn place(&self, _: u32) -> Result<Servers, FsError> {
+        self.full.lock().map_or_else(|| Ok(servers()), Err)
+    }
+    fn assigned(&self, chunk: ChunkId, _: ChunkVersion, _: &[ChunkServerId]) {
+        self.assigned.lock().push(chunk);
+    }
+    fn replica_failed<'a>(
+        &'a self,
+        _: ChunkId,
+        version: ChunkVersion,
+        failed: &'a [ChunkServerId],
+    ) -> BoxFuture<'a, Result<(ChunkVersion, Servers), FsError>> {
+        let left = servers().into_iter().filter(|(server, _)| !failed.contains(server)).collect();
+        Box::pin(async move { Ok((version.next(), left)) })
+    }
+    fn bad_replica(&self, _: ChunkId, _: ChunkServerId, _: bool) {}
+    fn capacity(&self) -> (u64, u64) {
+        (1000, 600)
+    }
+    fn fence(&self, session: SessionId) -> BoxFuture<'_, ()> {
+        self.fenced.lock().push(session);
+        Box::pin(async {})
+    }
+}
+
+struct Quiet;
+
+impl LinkHandler for Quiet {
+    fn on_request(&self, link: &Arc<Link>, request: Frame) {
+        link.reply::<wire::Recall>(request.id, &wire::RecallReply { open: false }, Vec::new());
+    }
+    fn on_close(&self, _: &Arc<Link>) {}
+}
+
+struct World {
+    paper: Arc<Paper>,
+    link: Arc<Link>,
+    _data: tempfile::TempDir,
+}
+
+async fn world(quota_bytes: u64) -> World {
+    let data = tempfile::tempdir().unwrap();
+    let config = GroupConfig::new(
+        MetaServerId(1),
+        data.path().into(),
+        "127.0.0.1:1".into(),
+        std::collections::BTreeMap::new(),
+    );
+    let group = MetaGroup::start(config).await.unwrap();
+    let mut leadership = group.leadership();
+    leadership.wait_for(|known| known.role == crate::group::Role::Leader).await.unwrap();
+    let config = NamespaceConfig { quota_bytes, ..NamespaceConfig::default() };
+    let command = Command::CreateNamespace { name: "demo".into(), config, time: Timestamp::default() };
+    group.propose(command).await.unwrap();
+    let paper = Arc::new(Paper::default());
+    let service = Service::new(group, paper.clone(), SessionTimes::default());
+    tokio::spawn(service.clone().run());
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            door::which(&stream).await.unwrap();
+            service.accept(stream).unwrap();
+        }
+    });
+    let hello = wire::Hello {
+        version: PROTOCOL_VERSION,
+        oldest_version: PROTOCOL_VERSION,
+        namespace: "demo".into(),
+        ..Default::default()
+    };
+    loop {
+        let link = Link::connect(address, Arc::new(Quiet), std::time::Duration::from_secs(5)).await.unwrap();
+        if link.call(&hello, Vec::new()).await.is_ok() {
+            return World { paper, link, _data: data };
+        }
+        link.close();
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+impl World {
+    async fn call<R: gofs_proto::kind::Request>(&self, request: R) -> Result<R::Reply, CallError> {
+        self.link.call(&request, Vec::new()).await.map(|(reply, _)| reply)
+    }
+
+    async fn file(&self) -> Ino {
+        let op = EditOp::Create {
+            parent: ROOT_INO,
+            name: Name::new(b"f").unwrap(),
+            ino: Ino(0),
+            node: NewNode::File,
+            mode: Mode::new(0o600),
+            umask: Mode::new(0),
+            uid: 0,
+            gid: 0,
+        };
+        let edit = convert::edit_to_wire(&Edit { time: Timestamp::default(), op });
+        let request = wire::Edits { first_seq: 1, edits: vec![edit], ..Default::default() };
+        Ino(self.call(request).await.unwrap().results[0].ino)
+    }
+}
+
+fn code(error: CallError) -> wire::failure::Code {
+    let CallError::Refused(failure) = error else { panic!("{error}") };
+    failure.code()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn allocating_twice_gives_the_same_chunks() {
+    let world = world(0).await;
+    let ino = world.file().await;
+    let ask = |indexes: &[u32]| wire::Allocate { ino: ino.0, indexes: indexes.to_vec() };
+    let first = world.call(ask(&[3, 0, 3])).await.unwrap().chunks;
+    assert_eq!(first.iter().map(|chunk| chunk.index).collect::<Vec<_>>(), [0, 3]);
+    let again = world.call(ask(&[0, 1, 3])).await.unwrap().chunks;
+    assert_eq!((&again[0], &again[2]), (&first[0], &first[1]));
+    assert_eq!(world.paper.assigned.lock().len(), 3);
+    let map = |first, count| wire::ChunkMap { ino: ino.0, first, count };
+    assert_eq!(world.call(map(0, 100)).await.unwrap().chunks, again);
+    assert_eq!(world.call(map(1, 2)).await.unwrap().chunks, again[1..2]);
+    let node = world.call(wire::Fetch { ino: ino.0, want: 1 }).await.unwrap().node.unwrap();
+    assert!(node.has_chunks, "although nothing was written yet");
+    // One that no server has does not hide the others.
+    world.paper.absent.lock().push(ChunkId(again[1].chunk));
+    let chunks = world.call(map(0, 100)).await.unwrap().chunks;
+    assert_eq!((chunks.len(), chunks[1].replicas.len(), chunks[2].replicas.len()), (3, 0, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_allocated_says_why() {
+    let world = world(0).await;
+    let ino = world.file().await;
+    let ask = |ino: u64| wire::Allocate { ino, indexes: vec![0] };
+    assert_eq!(code(world.call(ask(ROOT_INO.0)).await.unwrap_err()), wire::failure::Code::Fs);
+    *world.paper.full.lock() = Some(FsError::Busy);
+    assert_eq!(code(world.call(ask(ino.0)).await.unwrap_err()), wire::failure::Code::Retry);
+    *world.paper.full.lock() = Some(FsError::NoSpace);
+    let CallError::Refused(failure) = world.call(ask(ino.0)).await.unwrap_err() else { panic!() };
+    assert_eq!(failure.to_fs_error(), Ok(Some(FsError::NoSpace)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_replica_is_left_out_of_ones_own_chunks_only() {
+    let world = world(0).await;
+    let ino = world.file().await;
+    let chunk = world.call(wire::Allocate { ino: ino.0, indexes: vec![0] }).await.unwrap().chunks.remove(0);
+    let failed =
+        wire::ReplicaFailed { ino: ino.0, index: 0, chunk: chunk.chunk, version: 1, servers: vec![1] };
+    let moved = world.call(failed.clone()).await.unwrap().chunk.unwrap();
+    assert_eq!((moved.version, moved.replicas.len(), moved.replicas[0].server), (2, 1, 2));
+    for wrong in
+        [wire::ReplicaFailed { chunk: 99, ..failed.clone() }, wire::ReplicaFailed { index: 1, ..failed }]
+    {
+        assert_eq!(code(world.call(wrong).await.unwrap_err()), wire::failure::Code::Fs);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statfs_shows_the_share_of_the_namespace() {
+    let free = world(0).await.call(wire::Statfs {}).await.unwrap();
+    assert_eq!((free.total_bytes, free.free_bytes), (500, 300), "two replicas of everything");
+    let bound = world(200).await.call(wire::Statfs {}).await.unwrap();
+    assert_eq!((bound.total_bytes, bound.free_bytes), (200, 200));
+}
