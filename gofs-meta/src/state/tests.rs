@@ -159,7 +159,9 @@ fn an_open_file_that_lost_its_name_lives_until_its_last_session_ends() {
         // Session 9 never was: it must not hold the file for ever.
         unlink("a", &[1, 2, 9]),
     ];
-    results(run(&state, &edits(1, 1, 0, ops))).into_iter().for_each(|result| drop(result.unwrap()));
+    results(run(&state, &edits(1, 1, 0, ops))).into_iter().for_each(|result| {
+        result.unwrap();
+    });
     assert_eq!(state.orphans(NS).unwrap()[0].1.holders, [SessionId(1), SessionId(2)]);
     assert!(!state.chunk(ChunkId(7)).unwrap().unwrap().deleted);
     let end = |id, fenced| run(&state, &Command::EndSession { session: SessionId(id), fenced });
