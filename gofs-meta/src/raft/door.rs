@@ -119,7 +119,7 @@ fn disk(error: std::io::Error) -> Status {
 impl raft_server::Raft for RaftDoor {
     async fn append(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
         let request: AppendEntriesRequest<Types> = self.read(request.get_ref())?;
-        let (vote, committed) = (request.vote.clone(), request.leader_commit.clone());
+        let (vote, committed) = (request.vote, request.leader_commit);
         let answer = self.inner.raft.append_entries(request).await.map_err(stopped)?;
         self.inner.rejoin.appended(&vote, committed.as_ref(), self.inner.state.applied().0);
         reply(&answer)
