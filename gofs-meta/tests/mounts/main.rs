@@ -1,5 +1,4 @@
 //! Mounts over loopback against a whole MetaServer: what one does, the others find.
-#![allow(clippy::unwrap_used, reason = "a test")]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod client;
