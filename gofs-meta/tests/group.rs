@@ -358,6 +358,7 @@ async fn the_log_is_trimmed_behind_snapshots_and_a_restart_needs_no_more() {
     copy(&dir.path().join("log"), &image.join("log"));
     copy(&dir.path().join("state"), &image.join("state"));
     copy(&dir.path().join("snapshot"), &image.join("snapshot"));
+    std::fs::copy(dir.path().join("id"), image.join("id")).unwrap();
     group.shutdown().await;
     let group = MetaGroup::start(GroupConfig { data: image, ..config }).await.unwrap();
     assert_eq!(entries(&group), 400);
