@@ -21,6 +21,10 @@ pub async fn status(admin: &mut Admin, style: Style) -> anyhow::Result<()> {
             format!("{} {} {}{}", m.id, m.address, m.role, if m.reachable { "" } else { " (unreachable)" })
         })
         .collect();
+    let counted = |chunks: u64| {
+        let so_far = chunks > 0 && !s.chunks_known;
+        format!("{chunks}{}", if so_far { " so far (ChunkServers are still reporting)" } else { "" })
+    };
     let fields = [
         ("cluster", cluster.clone()),
         ("version", s.version.clone()),
@@ -35,8 +39,8 @@ pub async fn status(admin: &mut Admin, style: Style) -> anyhow::Result<()> {
         ("ChunkServers", format!("{} alive, {} dead", s.chunk_servers_alive, s.chunk_servers_dead)),
         ("space", format!("{} free of {}", size::show(s.free_bytes), size::show(s.capacity_bytes))),
         ("chunks", s.chunks.to_string()),
-        ("under-replicated", s.chunks_under_replicated.to_string()),
-        ("lost", s.chunks_lost.to_string()),
+        ("under-replicated", counted(s.chunks_under_replicated)),
+        ("lost", counted(s.chunks_lost)),
         ("to be deleted", s.chunks_to_delete.to_string()),
         ("repairs running", s.repairs_running.to_string()),
         ("corrupt replicas", s.corrupt_replicas.to_string()),
@@ -61,10 +65,11 @@ pub async fn status(admin: &mut Admin, style: Style) -> anyhow::Result<()> {
         "capacity_bytes": s.capacity_bytes, "free_bytes": s.free_bytes, "chunks": s.chunks,
         "chunks_under_replicated": s.chunks_under_replicated, "chunks_lost": s.chunks_lost,
         "chunks_to_delete": s.chunks_to_delete, "repairs_running": s.repairs_running, "sessions": s.sessions,
-        "in_grace": s.in_grace, "corrupt_replicas": s.corrupt_replicas,
+        "in_grace": s.in_grace, "corrupt_replicas": s.corrupt_replicas, "chunks_known": s.chunks_known,
     });
     style.print_fields(&fields, &json)?;
-    if s.chunks_lost > 0 {
+    // After a change of leader nothing is lost before the servers have had their time to report.
+    if s.chunks_lost > 0 && s.chunks_known {
         bail!(
             "{} chunks have no current replica on any live ChunkServer; see: gofsctl servers",
             s.chunks_lost

@@ -37,5 +37,6 @@ pub(super) fn cluster_status(admin: &Admin) -> Result<cluster::ClusterStatusRepl
         in_grace: admin.sessions.in_grace(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         corrupt_replicas: chunks.corrupt_replicas,
+        chunks_known: admin.chunks.is_settled(),
     })
 }

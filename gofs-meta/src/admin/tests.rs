@@ -246,6 +246,7 @@ async fn a_sound_state_has_no_problem_and_lost_bytes_are_told() {
     let status = world.admin.walk(status::cluster_status).await.unwrap();
     assert_eq!((status.leader, status.chunks, status.chunks_lost, status.sessions), (1, 1, 1, 1));
     assert!(status.in_grace && status.metas[0].role == "leader");
+    assert!(status.chunks_known);
     let file = world.why("/again").await.unwrap();
     assert_eq!(file.chunks[0].state, "lost");
 }

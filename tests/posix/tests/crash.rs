@@ -123,6 +123,27 @@ fn with_one_of_three_chunk_servers_dead_files_stay_usable_and_replicas_are_rebui
 }
 
 #[test]
+fn a_new_leader_calls_nothing_lost_before_the_chunk_servers_have_reported() {
+    let mut cluster = Cluster::start();
+    let mount = cluster.mount("m");
+    fs::write(mount.join("f"), content(1, 1_000_000)).unwrap();
+    gofs_posix_tests::shell(mount.path(), "sync f");
+    drop(mount);
+    for server in &mut cluster.chunks {
+        server.kill();
+    }
+    cluster.metas[0].kill();
+    cluster.metas[0].restart();
+    let early = cluster.try_ctl(&["status"]);
+    assert!(early.status == 0 && early.stdout.contains("1 so far"), "{early:#?}");
+    for server in &mut cluster.chunks {
+        server.restart();
+    }
+    cluster.wait_status("the chunk to be known", |s| s["chunks_known"] == true && s["chunks_lost"] == 0);
+    cluster.check();
+}
+
+#[test]
 fn the_mount_answers_what_it_has_cached_while_servers_are_gone_and_unmounts() {
     let mut cluster = Cluster::start();
     let mount = cluster.mount("m");
