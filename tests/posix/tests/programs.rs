@@ -289,6 +289,55 @@ strip program; test "$(./program)" = 15
     );
 }
 
+/// A crate with a procedural macro: what it is compiled from, its build directory, and the macro that the
+/// compiler loads are all on the mount.
+const CRATE: &str = r#"
+mkdir -p real/src && cd real
+cat > Cargo.toml <<'END'
+[package]
+name = "real"
+version = "0.1.0"
+edition = "2021"
+[dependencies]
+serde = { version = "1", features = ["derive"] }
+serde_json = "1"
+[workspace]
+END
+cat > src/main.rs <<'END'
+#[derive(serde::Deserialize)]
+struct Point { x: i64, y: i64 }
+fn main() {
+    let p: Point = serde_json::from_str("{\"x\": 6, \"y\": 7}").unwrap();
+    println!("{}", p.x * p.y);
+}
+END
+"#;
+
+#[test]
+fn cargo_builds_a_real_crate_and_builds_only_what_changed() {
+    let cluster = Cluster::start();
+    let (mount, other) = (cluster.mount("m"), cluster.mount("other"));
+    shell(mount.path(), CRATE);
+    // The versions that this workspace has anyway, so that nothing is fetched.
+    let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.lock");
+    fs::copy(lock, mount.join("real/Cargo.lock")).unwrap();
+    let cargo = |command: &str| {
+        let cargo = format!("unset CARGO_TARGET_DIR RUSTFLAGS; {} {command} 2>&1", env!("CARGO"));
+        shell(&mount.join("real"), &cargo)
+    };
+    cargo(
+        "vendor --offline >/dev/null && mkdir .cargo && printf '[source.crates-io]\nreplace-with = \"vendored-sources\"\n[source.vendored-sources]\ndirectory = \"vendor\"\n' > .cargo/config.toml",
+    );
+    assert!(cargo("build --offline").contains("Compiling serde_json"));
+    assert_eq!(shell(&other.join("real"), "target/debug/real"), "42\n");
+    let again = cargo("build --offline -v");
+    assert!(!again.contains("Compiling"), "nothing has changed: {again}");
+    shell(&other.join("real"), "sed -i 's/p.x [*] p.y/p.x + p.y/' src/main.rs");
+    let changed = cargo("build --offline -v");
+    assert!(changed.contains("Compiling real") && !changed.contains("Compiling serde_json"), "{changed}");
+    assert_eq!(shell(&other.join("real"), "target/debug/real"), "13\n");
+}
+
 #[test]
 fn shared_maps_write_back_and_see_writes() {
     let (_cluster, mount) = one_mount();

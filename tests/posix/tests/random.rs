@@ -17,7 +17,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tempfile::TempDir;
 
-const STEPS: usize = 1_500;
+const STEPS: usize = 6_000;
 /// Steps between comparisons of the whole tree.
 const COMPARE_EVERY: usize = 150;
 /// Open files kept on each side.
@@ -32,6 +32,9 @@ struct Run {
     local: TempDir,
     /// Open on a mount and in the reference, under the same number.
     open: Vec<(File, File)>,
+    /// Paths that the step named, and the mount on which it was done.
+    touched: Vec<PathBuf>,
+    acted_on: usize,
     history: Vec<String>,
 }
 
@@ -49,7 +52,15 @@ fn done(result: io::Result<()>) -> Outcome {
 impl Run {
     fn new(seed: u64, mounts: [Mount; 2]) -> Run {
         let local = TempDir::with_prefix("gofs-reference-").unwrap();
-        Run { rng: StdRng::seed_from_u64(seed), mounts, local, open: Vec::new(), history: Vec::new() }
+        Run {
+            rng: StdRng::seed_from_u64(seed),
+            mounts,
+            local,
+            open: Vec::new(),
+            touched: Vec::new(),
+            acted_on: 0,
+            history: Vec::new(),
+        }
     }
 
     /// A path of few names, so that operations meet.
@@ -63,6 +74,7 @@ impl Run {
         } else {
             format!("d{}", self.rng.random_range(0..3))
         });
+        self.touched.push(path.clone());
         path
     }
 
@@ -80,6 +92,7 @@ impl Run {
     /// Does it on a mount and in the reference, and compares.
     fn both(&mut self, what: String, act: impl Fn(&Path) -> Outcome) {
         let which = self.rng.random_range(0..2);
+        self.acted_on = which;
         self.history.push(format!("[{which}] {what}"));
         let expected = act(self.local.path());
         let got = act(self.mounts[which].path());
@@ -215,6 +228,7 @@ impl Run {
             return;
         }
         let which = self.rng.random_range(0..2);
+        self.acted_on = which;
         self.history.push(format!("[{which}] open {} as #{}", path.display(), self.open.len()));
         let open = |root: &Path| OpenOptions::new().read(true).write(true).open(root.join(path));
         match (open(self.local.path()), open(self.mounts[which].path())) {
@@ -253,6 +267,24 @@ impl Run {
             let number = self.rng.random_range(0..self.open.len());
             self.history.push(format!("close #{number}"));
             self.open.swap_remove(number);
+        }
+    }
+
+    /// What the step named, as the mount sees it on which the step was not done.
+    fn observe(&mut self) {
+        let other = 1 - self.acted_on;
+        for path in std::mem::take(&mut self.touched) {
+            self.history.push(format!("[{other}] observe {}", path.display()));
+            let parent = path.parent().unwrap_or(Path::new(""));
+            let see = |root: &Path| {
+                let full = root.join(&path);
+                let metadata = outcome(fs::symlink_metadata(&full).map(|metadata| describe(&metadata)));
+                [metadata, outcome(fs::read(&full)), outcome(listing(&root.join(parent)))]
+            };
+            let (expected, got) = (see(self.local.path()), see(self.mounts[other].path()));
+            for (expected, got) in expected.iter().zip(&got) {
+                self.same(expected, got);
+            }
         }
     }
 
@@ -338,6 +370,7 @@ fn round(seed: u64) {
     let mut run = Run::new(seed, [cluster.mount("a"), cluster.mount("b")]);
     for step in 1..=STEPS {
         run.step();
+        run.observe();
         if step % COMPARE_EVERY == 0 {
             run.compare();
         }
