@@ -104,7 +104,7 @@ impl Config {
             segment_bytes: self.segment_bytes,
             small_blocks: self.small_chunk_bytes / 4096,
             reserve_bytes: self.reserve_bytes,
-            watch: None,
+            ..StoreOptions::default()
         }
     }
 }

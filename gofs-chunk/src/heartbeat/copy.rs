@@ -15,7 +15,7 @@ use gofs_proto::{CallError, Link};
 use gofs_tree::{ChunkId, ChunkVersion};
 
 use crate::service::{Service, blocking};
-use crate::store::{BLOCK_LEN, BLOCKS_MAX, BlockRange, StoreError, WriteMode};
+use crate::store::{Ack, BLOCK_LEN, BLOCKS_MAX, BlockRange, StoreError, WriteMode};
 
 /// Blocks read at once.
 const PIECE_BLOCKS: u32 = 256;
@@ -100,7 +100,7 @@ async fn copy_from(
         }
     }
     let write = |offset: u32, bytes: &[u8]| {
-        blocking(|| service.store.write(chunk, version, offset, bytes, WriteMode::Copy))
+        blocking(|| service.store.write(chunk, version, offset, bytes, WriteMode::Copy, Ack::Cached))
             .map_err(|error| error.to_string())
     };
     write(0, &[])?;

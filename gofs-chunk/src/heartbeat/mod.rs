@@ -242,7 +242,13 @@ fn accept(service: &Service, terms: &cluster::Accepted) -> Result<Duration, Ende
 }
 
 fn state(info: &ChunkInfo) -> ChunkState {
-    ChunkState { chunk: info.chunk.0, version: info.version.0, gone: info.gone, corrupt: info.corrupt }
+    ChunkState {
+        chunk: info.chunk.0,
+        version: info.version.0,
+        gone: info.gone,
+        corrupt: info.corrupt,
+        doubtful: info.doubtful,
+    }
 }
 
 async fn full_report(service: &Service, reports: &mpsc::Sender<Report>) -> Result<(), Ended> {

@@ -17,7 +17,7 @@ use super::Service;
 use super::order::{Before, Via};
 
 /// How long one server of the chain may take for its part.
-const HOP_TIMEOUT: Duration = Duration::from_secs(5);
+const HOP_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// A request that goes down a chain.
 pub trait Chained: Request + Clone {

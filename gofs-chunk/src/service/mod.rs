@@ -106,7 +106,7 @@ impl Service {
         if !hello.cluster.is_empty() && hello.cluster != own {
             return Err(Failure::new(Code::WrongCluster, "this ChunkServer belongs to another cluster"));
         }
-        Ok(Welcome { version, server: self.store.server().0 })
+        Ok(Welcome { version, server: self.store.server().0, incarnation: self.store.incarnation() })
     }
 }
 

@@ -13,13 +13,17 @@ use super::chain::Passing;
 use super::failure::{bad_request, failure};
 use super::order::Turn;
 use super::{Service, blocking};
-use crate::store::{StoreError, WriteMode};
+use crate::store::{Ack, StoreError, WriteMode};
 
 /// Servers that a chain may have behind the receiver.
 const CHAIN_MAX: usize = 16;
 
 fn session(writer: &Option<Writer>) -> SessionId {
     SessionId(writer.as_ref().map_or(0, |writer| writer.session))
+}
+
+fn ack(sync: bool) -> Ack {
+    if sync { Ack::Synced } else { Ack::Cached }
 }
 
 /// The payload of each item, verified.
@@ -101,7 +105,7 @@ impl Service {
         for (item, part) in write.items.iter().zip(parts) {
             let mode = if item.create { WriteMode::Create } else { WriteMode::Existing };
             let (chunk, version) = (ChunkId(item.chunk), ChunkVersion(item.version));
-            let written = self.store.write(chunk, version, item.offset, part, mode);
+            let written = self.store.write(chunk, version, item.offset, part, mode, ack(write.sync));
             done.push(ItemDone { blocks_4k: written.map_err(|error| failure(&error))? });
         }
         Ok(done)
@@ -141,7 +145,7 @@ impl Service {
         let passing = Passing::start(self, punch.clone(), Bytes::new(), &mut before).await;
         let local = blocking(|| {
             let _passed = self.fences.pass(session)?;
-            let blocks = self.store.punch(chunk, version, punch.offset, punch.len);
+            let blocks = self.store.punch(chunk, version, punch.offset, punch.len, ack(punch.sync));
             Ok(vec![ItemDone { blocks_4k: blocks.map_err(|error| failure(&error))? }])
         });
         turn.sent(passing.via());

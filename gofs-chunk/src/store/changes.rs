@@ -17,7 +17,7 @@ pub struct ChunkInfo {
     pub gone: bool,
     /// Some of its bytes failed their checksum.
     pub corrupt: bool,
-    /// Writes acknowledged without sync may be missing since a power loss.
+    /// Writes that were acknowledged without sync may be missing since the host went down.
     pub doubtful: bool,
 }
 

@@ -145,7 +145,11 @@ pub struct ChunkState {
     pub slots: Slots,
     /// A record about it was lost to damage: its bytes cannot be told from older ones.
     pub damaged: bool,
-    /// Writes that were acknowledged without sync may be missing since a power loss.
+    /// Writes may have been acknowledged that are not durable. True on disk before any such write is.
+    pub dirty: bool,
+    /// The record that made it dirty, where that may not be durable yet. In memory only.
+    pub dirtied: Lsn,
+    /// It was dirty when the host went down: it may lack such writes.
     pub doubtful: bool,
     /// Last record about it.
     pub last: Lsn,

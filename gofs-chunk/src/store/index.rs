@@ -9,17 +9,22 @@ use std::path::{Path, PathBuf};
 use bytes::{Buf, BufMut};
 use gofs_tree::{ChunkId, ChunkVersion};
 
+use super::boot::BootId;
 use super::chunk::{ChunkState, Life, Slot, Slots};
 use super::file::{Watch, replace};
 use super::log::{Lsn, Position, Tail};
 
-const MAGIC: [u8; 8] = *b"gofsidx1";
+const MAGIC: [u8; 8] = *b"gofsidx2";
+/// The same without boot, and without dirty chunks.
+const MAGIC_1: [u8; 8] = *b"gofsidx1";
 
 /// Contents of an index file.
 #[derive(Debug)]
 pub struct Index {
     /// Of the disk.
     pub disk: u64,
+    /// The host's boot in which it was written.
+    pub boot: BootId,
     /// Counts index files.
     pub number: u64,
     /// The log up to here is in the index.
@@ -33,6 +38,7 @@ pub struct Index {
 const STAGED: u8 = 1;
 const DAMAGED: u8 = 2;
 const DOUBTFUL: u8 = 4;
+const DIRTY: u8 = 8;
 
 /// Path of an index file.
 pub fn index_path(dir: &Path, number: u64) -> PathBuf {
@@ -72,6 +78,7 @@ impl Index {
         let mut out = Vec::with_capacity(64 + self.chunks.len() * 96);
         out.extend_from_slice(&MAGIC);
         out.put_u64_le(self.disk);
+        out.put_u128_le(self.boot.0);
         out.put_u64_le(self.number);
         out.put_u32_le(self.tail.at.segment);
         out.put_u32_le(self.tail.at.offset);
@@ -82,7 +89,8 @@ impl Index {
             let flag = |on: bool, flag: u8| if on { flag } else { 0 };
             let flags = flag(state.life == Life::Staged, STAGED)
                 | flag(state.damaged, DAMAGED)
-                | flag(state.doubtful, DOUBTFUL);
+                | flag(state.doubtful, DOUBTFUL)
+                | flag(state.dirty, DIRTY);
             out.put_u64_le(chunk.0);
             out.put_u64_le(state.version.0);
             out.put_u8(flags);
@@ -107,11 +115,16 @@ impl Index {
         if u32::from_le_bytes(*crc) != crc32c::crc32c(body) {
             return None;
         }
-        let mut rest = body.strip_prefix(&MAGIC)?;
+        let (mut rest, has_boot) = match body.strip_prefix(&MAGIC) {
+            Some(rest) => (rest, true),
+            None => (body.strip_prefix(&MAGIC_1)?, false),
+        };
         let rest = &mut rest;
         let u32 = |rest: &mut &[u8]| rest.try_get_u32_le().ok();
         let u64 = |rest: &mut &[u8]| rest.try_get_u64_le().ok();
-        let (disk, number) = (u64(rest)?, u64(rest)?);
+        let disk = u64(rest)?;
+        let boot = if has_boot { BootId(rest.try_get_u128_le().ok()?) } else { BootId(0) };
+        let number = u64(rest)?;
         let at = Position { segment: u32(rest)?, offset: u32(rest)? };
         let tail = Tail { at, next: Lsn(u64(rest)?) };
         let last_scrub_unix_s = u64(rest)?;
@@ -141,13 +154,15 @@ impl Index {
                 slots: Slots::from_sorted(slots)?,
                 damaged: flags & DAMAGED != 0,
                 doubtful: flags & DOUBTFUL != 0,
+                dirty: flags & DIRTY != 0,
+                dirtied: Lsn(0),
                 last,
                 home_written,
                 home_synced,
             };
             chunks.push((chunk, state));
         }
-        rest.is_empty().then_some(Index { disk, number, tail, last_scrub_unix_s, chunks })
+        rest.is_empty().then_some(Index { disk, boot, number, tail, last_scrub_unix_s, chunks })
     }
 }
 
@@ -168,13 +183,21 @@ mod tests {
             table_end: 7,
             slots: Slots::from_sorted(slots).unwrap(),
             damaged: true,
+            dirty: true,
             last: Lsn(11),
             home_written: Lsn(9),
             home_synced: Lsn(8),
             ..ChunkState::default()
         };
         let tail = Tail { at: Position { segment: 2, offset: 4242 }, next: Lsn(12) };
-        Index { disk: 5, number: 1, tail, last_scrub_unix_s: 77, chunks: vec![(ChunkId(9), state)] }
+        Index {
+            disk: 5,
+            boot: BootId(3),
+            number: 1,
+            tail,
+            last_scrub_unix_s: 77,
+            chunks: vec![(ChunkId(9), state)],
+        }
     }
 
     #[test]
@@ -186,6 +209,18 @@ mod tests {
         let back = Index::load(dir.path(), 5, 1).unwrap();
         assert_eq!(format!("{back:?}"), format!("{index:?}"));
         assert!(Index::load(dir.path(), 6, 1).is_err());
+    }
+
+    #[test]
+    fn an_index_of_the_first_format_is_read() {
+        let new = sample().encode();
+        let mut old = MAGIC_1.to_vec();
+        old.extend_from_slice(&new[8..16]);
+        old.extend_from_slice(&new[32..new.len() - 4]);
+        old.put_u32_le(crc32c::crc32c(&old));
+        let index = Index::decode(&old).unwrap();
+        assert_eq!(index.boot, BootId(0));
+        assert_eq!(format!("{:?}", index.chunks), format!("{:?}", sample().chunks));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! the machine. A directory that fails is taken out and the others go on; its chunks are then not here.
 
 mod block;
+mod boot;
 mod changes;
 mod chunk;
 mod disk;
@@ -25,8 +26,9 @@ use parking_lot::{Mutex, RwLock};
 use rand::RngExt;
 
 pub use block::{BLOCK_LEN, BLOCKS_MAX, BlockRange, BlockSum};
+pub use boot::BootId;
 pub use changes::{Changes, ChunkInfo, Taken};
-pub use disk::{ChunkStat, Disk, DiskStatus, OpenError, WriteMode};
+pub use disk::{Ack, ChunkStat, Disk, DiskStatus, OpenError, WriteMode};
 pub use error::StoreError;
 pub use file::{FileWatch, Watch};
 use identity::{ClusterId, Identity, IdentityError};
@@ -43,13 +45,21 @@ pub struct StoreOptions {
     pub small_blocks: u32,
     /// Bytes of each file system that chunks leave free; `None`: 1 %, at most 1 GiB.
     pub reserve_bytes: Option<u64>,
+    /// The boot of the host; tests make their own.
+    pub boot: BootId,
     /// Sees all file accesses; for tests.
     pub watch: Watch,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        StoreOptions { segment_bytes: 64 << 20, small_blocks: 16, reserve_bytes: None, watch: None }
+        StoreOptions {
+            segment_bytes: 64 << 20,
+            small_blocks: 16,
+            reserve_bytes: None,
+            boot: BootId::current(),
+            watch: None,
+        }
     }
 }
 
@@ -98,6 +108,7 @@ pub struct Store {
     slots: Vec<Slot>,
     changes: Arc<Changes>,
     creating: Vec<Mutex<()>>,
+    boot: BootId,
 }
 
 impl Store {
@@ -146,7 +157,8 @@ impl Store {
             return Err(StoreOpenError::NoDisk(whys.collect::<Vec<_>>().join("; ")));
         }
         let creating = (0..CREATE_LOCKS).map(|_| Mutex::default()).collect();
-        let store = Store { server, cluster: RwLock::new(cluster), slots, changes, creating };
+        let store =
+            Store { server, cluster: RwLock::new(cluster), slots, changes, creating, boot: options.boot };
         store.drop_doubles();
         Ok(store)
     }
@@ -154,6 +166,11 @@ impl Store {
     /// The server whose directories these are.
     pub fn server(&self) -> ChunkServerId {
         self.server
+    }
+
+    /// As long as it stays the same, every write that was acknowledged is there, synced or not.
+    pub fn incarnation(&self) -> u64 {
+        self.boot.incarnation()
     }
 
     /// The cluster that adopted it.
@@ -232,7 +249,8 @@ impl Store {
         up.into_iter().find(|disk| disk.holds(chunk)).ok_or(StoreError::NoChunk { chunk })
     }
 
-    /// Writes bytes and returns the blocks that the chunk then has. In the page cache when this returns.
+    /// Writes bytes and returns the blocks that the chunk then has. In the page cache when this returns. With
+    /// [`Ack::Synced`] nobody may be told before [`Store::sync`] has returned.
     pub fn write(
         &self,
         chunk: ChunkId,
@@ -240,19 +258,20 @@ impl Store {
         offset: u32,
         bytes: &[u8],
         mode: WriteMode,
+        ack: Ack,
     ) -> Result<u32, StoreError> {
         if mode == WriteMode::Existing {
-            return self.find(chunk)?.write(chunk, version, offset, bytes, mode);
+            return self.find(chunk)?.write(chunk, version, offset, bytes, mode, ack);
         }
         let _creating = match self.find(chunk) {
-            Ok(disk) => return disk.write(chunk, version, offset, bytes, mode),
+            Ok(disk) => return disk.write(chunk, version, offset, bytes, mode, ack),
             Err(_) => self.creating[chunk.0 as usize % CREATE_LOCKS].lock(),
         };
         let disk = match self.find(chunk) {
             Ok(disk) => disk,
             Err(_) => self.choose()?,
         };
-        disk.write(chunk, version, offset, bytes, mode)
+        disk.write(chunk, version, offset, bytes, mode, ack)
     }
 
     /// The disk of a new chunk: by chance, in proportion to the space that each has.
@@ -279,8 +298,9 @@ impl Store {
         version: ChunkVersion,
         offset: u32,
         len: u32,
+        ack: Ack,
     ) -> Result<u32, StoreError> {
-        self.find(chunk)?.punch(chunk, version, offset, len)
+        self.find(chunk)?.punch(chunk, version, offset, len, ack)
     }
 
     /// Reads verified bytes; those never written are zeros.
@@ -365,7 +385,7 @@ impl Store {
     pub fn close(&self) -> Result<(), StoreError> {
         let mut result = Ok(());
         for disk in self.disks() {
-            let closed = disk.checkpoint();
+            let closed = disk.close();
             if result.is_ok() {
                 result = closed;
             }

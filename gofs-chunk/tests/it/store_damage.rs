@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use gofs_chunk::store::{Store, StoreError, Taken, WriteMode};
+use gofs_chunk::store::{Ack, Store, StoreError, Taken, WriteMode};
 use gofs_tree::{ChunkId, ChunkVersion};
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -32,7 +32,14 @@ fn fill(rng: &mut StdRng, store: &Store) -> Models {
                 let offset = if chunk < 4 { offset % 8192 } else { offset };
                 let data = bytes(rng, len);
                 store
-                    .write(ChunkId(chunk), ChunkVersion(1), offset as u32, &data, WriteMode::Create)
+                    .write(
+                        ChunkId(chunk),
+                        ChunkVersion(1),
+                        offset as u32,
+                        &data,
+                        WriteMode::Create,
+                        Ack::Cached,
+                    )
                     .unwrap();
                 models
                     .entry(chunk)
@@ -40,7 +47,7 @@ fn fill(rng: &mut StdRng, store: &Store) -> Models {
                     .write(offset, &data);
             }
             let (offset, len) = range(rng, CHUNK_BYTES);
-            store.punch(ChunkId(chunk), ChunkVersion(1), offset as u32, len as u32).unwrap();
+            store.punch(ChunkId(chunk), ChunkVersion(1), offset as u32, len as u32, Ack::Cached).unwrap();
             models.get_mut(&chunk).unwrap().punch(offset, len);
         }
         if round == 1 {
@@ -143,7 +150,7 @@ fn a_damaged_block_is_named_counted_reported_and_healed_by_an_overwrite() {
     let dir = root.path().join("disk");
     let store = Store::open(std::slice::from_ref(&dir), &options()).unwrap();
     let (chunk, version) = (ChunkId(7), ChunkVersion(1));
-    store.write(chunk, version, 0, &bytes(&mut rng(1), 256 << 10), WriteMode::Create).unwrap();
+    store.write(chunk, version, 0, &bytes(&mut rng(1), 256 << 10), WriteMode::Create, Ack::Cached).unwrap();
     store.close().unwrap();
     let mut all = Vec::new();
     files(&dir, &mut all);
@@ -167,11 +174,11 @@ fn a_damaged_block_is_named_counted_reported_and_healed_by_an_overwrite() {
     // Others stay readable, an edge of the damaged block cannot be written, the whole of it can.
     store.read(chunk, version, 0, 5 * 4096).unwrap();
     assert!(matches!(
-        store.write(chunk, version, 5 * 4096 + 1, b"x", WriteMode::Existing),
+        store.write(chunk, version, 5 * 4096 + 1, b"x", WriteMode::Existing, Ack::Cached),
         Err(StoreError::Corrupt { .. })
     ));
     assert!(matches!(store.verify(chunk), Err(StoreError::Corrupt { block: 5, .. })));
-    store.write(chunk, version, 5 * 4096, &[1; 4096], WriteMode::Existing).unwrap();
+    store.write(chunk, version, 5 * 4096, &[1; 4096], WriteMode::Existing, Ack::Cached).unwrap();
     store.verify(chunk).unwrap();
     assert_eq!(store.read(chunk, version, 5 * 4096, 4096).unwrap(), [1; 4096]);
     assert!(!store.list()[0].corrupt);

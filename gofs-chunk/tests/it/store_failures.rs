@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use gofs_chunk::store::{FileWatch, Store, StoreError, Taken, WriteMode};
+use gofs_chunk::store::{Ack, FileWatch, Store, StoreError, Taken, WriteMode};
 use gofs_tree::{ChunkId, ChunkVersion};
 
 use super::support::options;
@@ -44,7 +44,9 @@ fn two_disks() -> (tempfile::TempDir, Store, Arc<Broken>) {
     options.watch = Some(broken.clone());
     let store = Store::open(&dirs, &options).unwrap();
     for chunk in 1..=40 {
-        store.write(ChunkId(chunk), VERSION, 0, &[chunk as u8; 5000], WriteMode::Create).unwrap();
+        store
+            .write(ChunkId(chunk), VERSION, 0, &[chunk as u8; 5000], WriteMode::Create, Ack::Cached)
+            .unwrap();
     }
     assert!(store.disks().all(|disk| disk.chunk_count() > 5), "chunks are spread");
     (root, store, broken)
@@ -72,12 +74,12 @@ fn a_disk_that_cannot_sync_is_taken_out_and_the_others_go_on() {
     assert_eq!(errors, [false, true]);
     assert_eq!(status[1].free_bytes, 0);
     // Its chunks are refused and not made anew elsewhere; others are served, and new ones go to the other disk.
-    let again = store.write(lost[0], VERSION, 0, b"x", WriteMode::Create);
+    let again = store.write(lost[0], VERSION, 0, b"x", WriteMode::Create, Ack::Cached);
     assert!(matches!(again, Err(StoreError::DiskFailed { .. })), "{again:?}");
     assert!(store.read(lost[0], VERSION, 0, 10).is_err());
     store.sync(&kept).unwrap();
     for chunk in 100..120 {
-        store.write(ChunkId(chunk), VERSION, 0, b"new", WriteMode::Create).unwrap();
+        store.write(ChunkId(chunk), VERSION, 0, b"new", WriteMode::Create, Ack::Cached).unwrap();
     }
 }
 
@@ -101,7 +103,7 @@ fn a_directory_that_cannot_be_used_at_the_start_does_not_stop_the_others() {
     let dirs = [root.path().join("a"), root.path().join("b")];
     let store = Store::open(&dirs, &options()).unwrap();
     for chunk in 1..=20 {
-        store.write(ChunkId(chunk), VERSION, 0, b"kept", WriteMode::Create).unwrap();
+        store.write(ChunkId(chunk), VERSION, 0, b"kept", WriteMode::Create, Ack::Cached).unwrap();
     }
     store.close().unwrap();
     let kept = store.disks().next().unwrap().chunk_count();
@@ -142,7 +144,7 @@ fn of_a_chunk_on_two_disks_the_newer_stays() {
     let store = Store::open(&[a.clone(), b.clone()], &options()).unwrap();
     // Both disks get chunk 5: one while the other is away.
     let one = loop {
-        store.write(ChunkId(5), VERSION, 0, b"old", WriteMode::Create).unwrap();
+        store.write(ChunkId(5), VERSION, 0, b"old", WriteMode::Create, Ack::Cached).unwrap();
         if store.disks().next().unwrap().holds(ChunkId(5)) {
             break a.clone();
         }
@@ -152,7 +154,7 @@ fn of_a_chunk_on_two_disks_the_newer_stays() {
     drop(store);
     std::fs::rename(&one, &away).unwrap();
     let store = Store::open(std::slice::from_ref(&b), &options()).unwrap();
-    store.write(ChunkId(5), ChunkVersion(2), 0, b"new", WriteMode::Create).unwrap();
+    store.write(ChunkId(5), ChunkVersion(2), 0, b"new", WriteMode::Create, Ack::Cached).unwrap();
     store.close().unwrap();
     drop(store);
     let store = Store::open(&[away, b], &options()).unwrap();
@@ -169,7 +171,7 @@ fn a_hundred_thousand_chunks_are_open_in_a_moment() {
     let store = Store::open(&dir, &options).unwrap();
     let started = Instant::now();
     for chunk in 1..=100_000 {
-        store.write(ChunkId(chunk), VERSION, 0, b"small", WriteMode::Create).unwrap();
+        store.write(ChunkId(chunk), VERSION, 0, b"small", WriteMode::Create, Ack::Cached).unwrap();
     }
     let written = started.elapsed();
     drop(store);
@@ -188,4 +190,16 @@ fn a_hundred_thousand_chunks_are_open_in_a_moment() {
     );
     // Very wide bounds: machines that run tests are busy.
     assert!(after_kill.as_secs() < 60 && after_stop.as_secs() < 10);
+}
+
+#[test]
+fn when_a_disk_was_last_seen_whole_is_remembered() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = [root.path().join("disk")];
+    let store = Store::open(&dir, &options()).unwrap();
+    assert_eq!(store.status()[0].last_scrub_unix_s, 0);
+    store.disks().for_each(|disk| disk.set_scrubbed(1_800_000_000));
+    store.close().unwrap();
+    drop(store);
+    assert_eq!(Store::open(&dir, &options()).unwrap().status()[0].last_scrub_unix_s, 1_800_000_000);
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::support::{Model, Models, Seed, bytes, options, range, rng, seeds};
-use gofs_chunk::store::{Store, StoreError, StoreOptions, WriteMode};
+use gofs_chunk::store::{Ack, Store, StoreError, StoreOptions, WriteMode};
 use gofs_tree::{ChunkId, ChunkVersion};
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -40,12 +40,13 @@ fn step(rng: &mut StdRng, store: &Store, models: &mut Models) {
     match rng.random_range(0..20) {
         0..=9 => {
             let data = bytes(rng, len);
-            let written = store.write(id, version, offset as u32, &data, WriteMode::Create).unwrap();
+            let written =
+                store.write(id, version, offset as u32, &data, WriteMode::Create, Ack::Cached).unwrap();
             let model = models.entry(chunk).or_insert_with(|| Model { version: 1, ..Model::default() });
             model.write(offset, &data);
             assert_eq!(Some(written), count(models), "blocks after a write");
         }
-        10..=12 => match store.punch(id, version, offset as u32, len as u32) {
+        10..=12 => match store.punch(id, version, offset as u32, len as u32, Ack::Cached) {
             Ok(blocks) => {
                 models.get_mut(&chunk).unwrap().punch(offset, len);
                 assert_eq!(Some(blocks), count(models), "blocks after a punch");
@@ -65,7 +66,7 @@ fn step(rng: &mut StdRng, store: &Store, models: &mut Models) {
             if let Some(model) = models.get_mut(&chunk) {
                 store.set_version(id, version, version.next()).unwrap();
                 model.version += 1;
-                let stale = store.write(id, version, 0, b"old", WriteMode::Create);
+                let stale = store.write(id, version, 0, b"old", WriteMode::Create, Ack::Cached);
                 assert!(matches!(stale, Err(StoreError::Stale { .. })));
             }
         }

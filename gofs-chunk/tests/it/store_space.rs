@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use gofs_chunk::store::{Store, StoreError, StoreOptions, WriteMode};
+use gofs_chunk::store::{Ack, Store, StoreError, StoreOptions, WriteMode};
 use gofs_tree::{ChunkId, ChunkVersion};
 use rand::RngExt;
 
@@ -67,7 +67,7 @@ fn a_full_disk_refuses_cleanly_and_recovers_when_chunks_go() {
             chunk += 1;
             let len = if rng.random_bool(0.5) { rng.random_range(1..20_000) } else { CHUNK_BYTES };
             let data = bytes(&mut rng, len);
-            match store.write(ChunkId(chunk), VERSION, 0, &data, WriteMode::Create) {
+            match store.write(ChunkId(chunk), VERSION, 0, &data, WriteMode::Create, Ack::Cached) {
                 Ok(_) => {
                     models
                         .entry(chunk)

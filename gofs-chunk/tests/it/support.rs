@@ -27,7 +27,12 @@ impl Drop for Seed {
 
 /// Small segments and small chunks, so that everything the store does happens soon.
 pub fn options() -> StoreOptions {
-    StoreOptions { segment_bytes: 1 << 20, small_blocks: 4, reserve_bytes: Some(16 << 20), watch: None }
+    StoreOptions {
+        segment_bytes: 1 << 20,
+        small_blocks: 4,
+        reserve_bytes: Some(16 << 20),
+        ..StoreOptions::default()
+    }
 }
 
 /// Incompressible bytes.

@@ -334,7 +334,11 @@ impl FakeCluster {
             Hello::KIND => {
                 let hello = Hello::decode(header).unwrap();
                 assert_eq!(&hello.cluster[..], b"cluster");
-                link.reply::<Hello>(id, &Welcome { version: 1, server: server.id.0 }, Vec::new());
+                link.reply::<Hello>(
+                    id,
+                    &Welcome { version: 1, server: server.id.0, incarnation: 1 },
+                    Vec::new(),
+                );
             }
             Write::KIND => {
                 let write = Write::decode(header).unwrap();

@@ -186,6 +186,7 @@ fn line(chunk: ChunkId, held: Option<&(ChunkVersion, bool)>) -> cluster::ChunkSt
         version: held.map_or(0, |held| held.0.0),
         gone: held.is_none(),
         corrupt: held.is_some_and(|held| held.1),
+        doubtful: false,
     }
 }
 

@@ -28,6 +28,7 @@ impl Disk {
     pub(super) fn index_is_due(&self) -> bool {
         let bytes = self.bytes_since_index.load(Ordering::Relaxed);
         bytes >= INDEX_EVERY_BYTES
+            || self.scrub_untold.load(Ordering::Relaxed)
             || self.blocks_since_index.load(Ordering::Relaxed) >= INDEX_EVERY_BLOCKS
             || (bytes > 0 && self.is_short_of_space())
     }
@@ -41,7 +42,8 @@ impl Disk {
     pub fn checkpoint(&self) -> Result<(), StoreError> {
         self.check_up()?;
         let mut indexes = self.indexes.lock();
-        if indexes.last().is_some_and(|(_, tail)| tail.next == self.log.tail().next) {
+        let told = !self.scrub_untold.swap(false, Ordering::Relaxed);
+        if told && indexes.last().is_some_and(|(_, tail)| tail.next == self.log.tail().next) {
             return Ok(());
         }
         for chunk in self.chunk_ids() {
@@ -59,6 +61,7 @@ impl Disk {
             let chunks = self.chunks.read();
             Index {
                 disk: self.id,
+                boot: self.options.boot,
                 number,
                 tail: self.log.tail(),
                 last_scrub_unix_s: self.last_scrub_unix_s.load(Ordering::Relaxed),

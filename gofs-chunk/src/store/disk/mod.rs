@@ -10,6 +10,7 @@
 
 mod checkpoint;
 mod clean;
+mod dirty;
 mod open;
 mod read;
 mod write;
@@ -27,7 +28,7 @@ use parking_lot::{Mutex, RwLock};
 
 pub use open::OpenError;
 pub use read::ChunkStat;
-pub use write::WriteMode;
+pub use write::{Ack, WriteMode};
 
 use super::StoreOptions;
 use super::changes::{Changes, ChunkInfo};
@@ -54,6 +55,9 @@ struct Cell {
     /// Some block failed its checksum since it was last seen whole.
     corrupt: AtomicBool,
 }
+
+/// A chunk is counted as clean when nothing was written to it for so long.
+const DIRTY_FOR: Duration = Duration::from_secs(30);
 
 /// How a disk is, for the heartbeat.
 #[derive(Clone, Debug)]
@@ -90,6 +94,10 @@ pub struct Disk {
     corrupt_blocks: AtomicU64,
     corrupt_known: Mutex<HashSet<(ChunkId, u32)>>,
     last_scrub_unix_s: AtomicU64,
+    /// It is not in the index yet.
+    scrub_untold: AtomicBool,
+    /// Dirty chunks, with the time of the last write.
+    dirty: Mutex<HashMap<ChunkId, Instant>>,
     indexes: Mutex<Vec<(u64, Tail)>>,
     /// Blocks written since the last index.
     blocks_since_index: AtomicU64,
@@ -315,6 +323,7 @@ impl Disk {
             } else {
                 let lsn = self.append(chunk, &Change::SetVersion(to), &[])?.lsn;
                 state.version = to;
+                // Whoever moves the version has chosen what counts.
                 state.doubtful = false;
                 state.last = lsn;
                 self.tell(chunk, &cell, &state);
@@ -358,6 +367,7 @@ impl Disk {
     fn bury(&self, chunk: ChunkId, cell: &Cell, state: &mut ChunkState) -> Result<Lsn, StoreError> {
         let lsn = self.append(chunk, &Change::Delete, &[])?.lsn;
         let told = state.is_live();
+        self.dirty.lock().remove(&chunk);
         if state.home != 0 {
             let key = HomeKey { chunk, generation: state.home };
             self.homes.lock().pop(&key);
@@ -396,6 +406,7 @@ impl Disk {
             }
             let lsn = self.append(chunk, &Change::Publish, &[])?.lsn;
             state.life = Life::Live;
+            state.dirty = false;
             state.last = lsn;
             lsn
         };
@@ -411,6 +422,7 @@ impl Disk {
         self.check_up()?;
         self.sync_log(Lsn(self.log.tail().next.0 - 1))?;
         self.remove_condemned();
+        self.clean_idle(DIRTY_FOR)?;
         if self.index_is_due() {
             self.checkpoint()?;
         }
@@ -418,9 +430,17 @@ impl Disk {
         self.log.mark().map_err(self.change_error("appending to the log in", &self.path))
     }
 
+    /// Brings everything onto stable storage and writes an index that is all the next start has to read.
+    pub fn close(&self) -> Result<(), StoreError> {
+        self.check_up()?;
+        self.clean_idle(Duration::ZERO)?;
+        self.checkpoint()
+    }
+
     /// The scrubber has seen every block.
     pub fn set_scrubbed(&self, unix_s: u64) {
         self.last_scrub_unix_s.store(unix_s, Ordering::Relaxed);
+        self.scrub_untold.store(true, Ordering::Relaxed);
     }
 }
 

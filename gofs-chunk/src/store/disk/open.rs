@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -109,7 +109,10 @@ impl Recovered {
         };
         if let Some(create) = create {
             let life = if create.staged { Life::Staged } else { Life::Live };
-            self.chunks.insert(chunk, ChunkState { version: create.version, life, ..Default::default() });
+            self.chunks.insert(
+                chunk,
+                ChunkState { version: create.version, life, dirty: true, ..Default::default() },
+            );
             self.unsynced.remove(&chunk);
             self.tables.remove(&chunk);
         }
@@ -146,6 +149,7 @@ impl Recovered {
             }
             Change::Publish => {
                 state.life = Life::Live;
+                state.dirty = false;
                 state.last = lsn;
             }
             Change::HomeSynced(upto) => {
@@ -167,6 +171,10 @@ impl Recovered {
             Change::Applied => {
                 state.applied(lsn);
                 self.tables.remove(&chunk);
+            }
+            Change::Dirty | Change::Clean => {
+                state.dirty = change == Change::Dirty;
+                state.last = lsn;
             }
             Change::Mark => {}
         }
@@ -195,6 +203,7 @@ impl Disk {
         let homes = list_homes(&chunks_dir).map_err(io_error("listing", &chunks_dir))?;
         let index = load_index(path, disk, &log_dir, !homes.is_empty())?;
         let mut recovered = Recovered::default();
+        let rebooted = index.as_ref().is_some_and(|index| index.boot != options.boot);
         let loaded = index.as_ref().map(|index| (index.number, index.tail));
         let (number, from, last_scrub_unix_s) = match index {
             Some(index) => {
@@ -222,10 +231,19 @@ impl Disk {
             .map_err(io_error("opening", &log_dir))?;
 
         // Anything that is decided here is written down, so that it is decided once, whatever the next crash leaves.
-        let changed = recovered.records > 0 || !recovered.unsynced.is_empty() || recovered.has_staged();
-        let mut finish =
-            Finish { path, chunks_dir: &chunks_dir, options: &options, homes: &homes, log: &log };
+        let changed =
+            rebooted || recovered.records > 0 || !recovered.unsynced.is_empty() || recovered.has_staged();
+        let finish = Finish { path, chunks_dir: &chunks_dir, options: &options, homes: &homes, log: &log };
         finish.all(&mut recovered)?;
+        for state in recovered.chunks.values_mut() {
+            state.doubtful |= rebooted && state.dirty;
+        }
+        let dirty = recovered
+            .chunks
+            .iter()
+            .filter(|(_, state)| state.dirty)
+            .map(|(chunk, _)| (*chunk, started))
+            .collect();
         let used: HashSet<HomeKey> = recovered
             .chunks
             .iter()
@@ -254,6 +272,8 @@ impl Disk {
             corrupt_blocks: AtomicU64::new(0),
             corrupt_known: Mutex::default(),
             last_scrub_unix_s: AtomicU64::new(last_scrub_unix_s),
+            scrub_untold: AtomicBool::new(false),
+            dirty: Mutex::new(dirty),
             indexes: Mutex::new(loaded.into_iter().collect()),
             blocks_since_index: AtomicU64::new(0),
             bytes_since_index: AtomicU64::new(0),
@@ -326,7 +346,7 @@ struct Finish<'a> {
 }
 
 impl Finish<'_> {
-    fn all(&mut self, recovered: &mut Recovered) -> Result<(), OpenError> {
+    fn all(&self, recovered: &mut Recovered) -> Result<(), OpenError> {
         // A copy that was not complete has no one who goes on with it.
         recovered.chunks.retain(|_, state| state.life != Life::Staged);
         let segments: HashSet<u32> = self.log.segments().into_iter().collect();
@@ -407,7 +427,6 @@ impl Finish<'_> {
             // They had never been synced; before they were written there was nothing, and now there is nothing again.
             tracing::warn!(%chunk, blocks = lost, disk = %self.path.display(), "writes that were not synced are lost");
             state.blocks = state.blocks.saturating_sub(lost);
-            state.doubtful = true;
         }
         home.sync().map_err(io_error("syncing", home.path()))?;
         state.home_synced = state.home_written;
@@ -425,7 +444,6 @@ impl Finish<'_> {
         state.slots.retain(|slot| slot.place() != Place::Home);
         let lost = (before - state.slots.all().len()) as u32;
         state.blocks = state.blocks.saturating_sub(lost);
-        state.doubtful |= lost > 0;
         let made = Home::create(self.chunks_dir, key, &self.options.watch).and_then(|home| home.sync());
         made.map_err(io_error("making", &key.path(self.chunks_dir)))?;
         let dir = key.dir(self.chunks_dir);
@@ -450,6 +468,7 @@ impl Disk {
             list_indexes(&self.path).map_err(io_error("listing", &self.path))?.last().map_or(1, |n| n + 1);
         let index = Index {
             disk: self.id,
+            boot: self.options.boot,
             number,
             tail: self.log.tail(),
             last_scrub_unix_s: self.last_scrub_unix_s.load(std::sync::atomic::Ordering::Relaxed),

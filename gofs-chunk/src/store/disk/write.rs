@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use gofs_tree::{ChunkId, ChunkVersion};
 
@@ -9,7 +10,7 @@ use super::super::block::{BLOCK_LEN, BlockRange, BlockSum};
 use super::super::chunk::{ChunkState, Life, Slot};
 use super::super::error::StoreError;
 use super::super::home::{Home, HomeKey};
-use super::super::log::{Change, Create, Position};
+use super::super::log::{Change, Create, Lsn, Position};
 use super::{Cell, Disk};
 
 /// Fewer blocks than this that fill holes of a large chunk go to the log: one sync makes them durable, not two.
@@ -24,6 +25,15 @@ pub enum WriteMode {
     Create,
     /// It is being copied from another server, and made if it is not there.
     Copy,
+}
+
+/// When a write is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ack {
+    /// When it is in the page cache.
+    Cached,
+    /// When the caller has synced it.
+    Synced,
 }
 
 /// Bytes of a write laid out in whole blocks: edges completed from what was there.
@@ -73,6 +83,7 @@ impl Disk {
         offset: u32,
         bytes: &[u8],
         mode: WriteMode,
+        ack: Ack,
     ) -> Result<u32, StoreError> {
         let len = u32::try_from(bytes.len()).ok();
         if len.and_then(|len| BlockRange::covering(offset, len)).is_none() {
@@ -81,7 +92,7 @@ impl Disk {
                 bytes.len()
             )));
         }
-        self.with_state(chunk, version, mode, |cell, state, create| {
+        let (blocks, before_ack) = self.with_state(chunk, version, mode, |cell, state, create| {
             // All of it is let in or nothing.
             self.admit((bytes.len() + 2 * BLOCK_LEN) as u64)?;
             let made_here = create.is_some();
@@ -90,8 +101,20 @@ impl Disk {
                 // The log itself had no room after all: what is half-written must not be seen.
                 self.bury(chunk, cell, state)?;
             }
-            written
-        })
+            Ok((written?, self.before_ack(chunk, state, ack)?))
+        })?;
+        self.sync_log(before_ack)?;
+        Ok(blocks)
+    }
+
+    /// What must be durable before the write that was just done is acknowledged.
+    fn before_ack(&self, chunk: ChunkId, state: &mut ChunkState, ack: Ack) -> Result<Lsn, StoreError> {
+        match ack {
+            Ack::Synced => Ok(Lsn(0)),
+            // A copy is nobody's before it is published, and that syncs.
+            Ack::Cached if state.life == Life::Staged => Ok(Lsn(0)),
+            Ack::Cached => self.make_dirty(chunk, state),
+        }
     }
 
     fn write_pieces(
@@ -120,47 +143,52 @@ impl Disk {
         version: ChunkVersion,
         offset: u32,
         len: u32,
+        ack: Ack,
     ) -> Result<u32, StoreError> {
         let Some(range) = BlockRange::covering(offset, len) else {
             return Err(StoreError::Invalid(format!("{len} bytes at {offset} are past the largest chunk")));
         };
-        self.with_state(chunk, version, WriteMode::Existing, |cell, state, _| {
-            if len == 0 {
-                return Ok(state.blocks);
-            }
-            let block = BLOCK_LEN as u32;
-            let end = offset + len;
-            let (whole_first, whole_end) = (offset.div_ceil(block), end / block);
-            // Edges that were written get zeros; edges in holes are zeros already.
-            let written = |at: u32, state: &ChunkState| {
-                let places = self.places(chunk, cell, state, BlockRange { first: at, count: 1 })?;
-                Ok::<bool, StoreError>(places[0].is_some())
-            };
-            let first_edge = (!offset.is_multiple_of(block)).then(|| (offset, end.min(whole_first * block)));
-            let last_edge =
-                (!end.is_multiple_of(block) && whole_end >= whole_first).then(|| (whole_end * block, end));
-            for (from, to) in [first_edge, last_edge].into_iter().flatten() {
-                if written(from / block, state)? {
-                    self.write_piece(chunk, cell, state, from, &vec![0; (to - from) as usize], None)?;
+        let (blocks, before_ack) =
+            self.with_state(chunk, version, WriteMode::Existing, |cell, state, _| {
+                if len == 0 {
+                    return Ok((state.blocks, Lsn(0)));
                 }
-            }
-            let whole = BlockRange {
-                first: whole_first,
-                count: whole_end.min(state.end).saturating_sub(whole_first),
-            };
-            if whole.count > 0 {
-                let places = self.places(chunk, cell, state, whole)?;
-                let gone = places.iter().filter(|place| place.is_some()).count() as u32;
-                if gone > 0 {
-                    let blocks = state.blocks - gone.min(state.blocks);
-                    let lsn = self.append(chunk, &Change::Punch { range: whole, blocks }, &[])?.lsn;
-                    state.punch(lsn, whole, blocks);
-                    self.blocks_since_index.fetch_add(u64::from(whole.count), Ordering::Relaxed);
+                let block = BLOCK_LEN as u32;
+                let end = offset + len;
+                let (whole_first, whole_end) = (offset.div_ceil(block), end / block);
+                // Edges that were written get zeros; edges in holes are zeros already.
+                let written = |at: u32, state: &ChunkState| {
+                    let places = self.places(chunk, cell, state, BlockRange { first: at, count: 1 })?;
+                    Ok::<bool, StoreError>(places[0].is_some())
+                };
+                let first_edge =
+                    (!offset.is_multiple_of(block)).then(|| (offset, end.min(whole_first * block)));
+                let last_edge = (!end.is_multiple_of(block) && whole_end >= whole_first)
+                    .then(|| (whole_end * block, end));
+                for (from, to) in [first_edge, last_edge].into_iter().flatten() {
+                    if written(from / block, state)? {
+                        self.write_piece(chunk, cell, state, from, &vec![0; (to - from) as usize], None)?;
+                    }
                 }
-            }
-            debug_assert!(range.count > 0);
-            Ok(state.blocks)
-        })
+                let whole = BlockRange {
+                    first: whole_first,
+                    count: whole_end.min(state.end).saturating_sub(whole_first),
+                };
+                if whole.count > 0 {
+                    let places = self.places(chunk, cell, state, whole)?;
+                    let gone = places.iter().filter(|place| place.is_some()).count() as u32;
+                    if gone > 0 {
+                        let blocks = state.blocks - gone.min(state.blocks);
+                        let lsn = self.append(chunk, &Change::Punch { range: whole, blocks }, &[])?.lsn;
+                        state.punch(lsn, whole, blocks);
+                        self.blocks_since_index.fetch_add(u64::from(whole.count), Ordering::Relaxed);
+                    }
+                }
+                debug_assert!(range.count > 0);
+                Ok((state.blocks, self.before_ack(chunk, state, ack)?))
+            })?;
+        self.sync_log(before_ack)?;
+        Ok(blocks)
     }
 
     /// Runs `then` on the state of a chunk that fits, or on that of a fresh one where `mode` allows.
@@ -287,7 +315,12 @@ impl Disk {
     fn born(&self, chunk: ChunkId, cell: &Cell, state: &mut ChunkState, create: Option<Create>) {
         if let Some(create) = create {
             state.version = create.version;
+            state.dirty = true;
             state.life = if create.staged { Life::Staged } else { Life::Live };
+            if !create.staged {
+                // To be cleaned, though its first write may be synced at once.
+                self.dirty.lock().insert(chunk, Instant::now());
+            }
             self.tell(chunk, cell, state);
         }
     }

@@ -8,6 +8,7 @@ use bytes::{Buf, BufMut};
 use gofs_tree::{ChunkId, ChunkVersion};
 
 use crate::store::block::{BLOCK_LEN, BLOCKS_MAX, BlockRange, BlockSum};
+use crate::store::home::Table;
 
 /// Number of a record of one disk's log, from 1, without gaps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,6 +78,10 @@ pub enum Change {
     },
     /// Everything that was told of the chunk before is in its own file, tables included.
     Applied,
+    /// From here on writes to the chunk are acknowledged before they are durable. A chunk is made so.
+    Dirty,
+    /// Every write to the chunk before is durable.
+    Clean,
     /// Nothing; but its head says that the records before it are durable, so that later damage to them
     /// is not taken for a torn tail.
     Mark,
@@ -104,6 +109,8 @@ impl Change {
             Change::Tables { .. } => 8,
             Change::Applied => 9,
             Change::Mark => 10,
+            Change::Dirty => 11,
+            Change::Clean => 12,
         }
     }
 
@@ -138,7 +145,12 @@ impl Change {
                 out.put_u32_le(groups.len() as u32);
                 groups.iter().for_each(|group| out.put_u32_le(*group));
             }
-            Change::Delete | Change::Publish | Change::Applied | Change::Mark => {}
+            Change::Delete
+            | Change::Publish
+            | Change::Applied
+            | Change::Mark
+            | Change::Dirty
+            | Change::Clean => {}
         }
         out
     }
@@ -187,6 +199,8 @@ impl Change {
             }
             9 => Change::Applied,
             10 => Change::Mark,
+            11 => Change::Dirty,
+            12 => Change::Clean,
             _ => return None,
         };
         body.is_empty().then_some(change)
@@ -293,7 +307,11 @@ impl Head {
                 .filter(|(_, in_home)| !in_home)
                 .zip(data.chunks_exact(BLOCK_LEN))
                 .all(|((sum, _), block)| BlockSum::of(block) == *sum),
-            // Table pages carry their own checksums, which whoever writes them home looks at.
+            // Tables carry their checksums in themselves.
+            Change::Tables { groups, .. } => groups
+                .iter()
+                .zip(data.chunks_exact(BLOCK_LEN))
+                .all(|(group, table)| Table::decode(self.chunk, *group, table).is_some()),
             _ => true,
         }
     }
@@ -383,9 +401,16 @@ mod tests {
             Change::Tables { home: 6, groups: vec![0, 3] },
             Change::Applied,
             Change::Mark,
+            Change::Dirty,
+            Change::Clean,
         ];
         for change in changes {
-            let blocks = vec![5u8; change.data_len()];
+            let blocks = match &change {
+                Change::Tables { groups, .. } => {
+                    groups.iter().flat_map(|group| Table::empty().encode(ChunkId(8), *group)).collect()
+                }
+                change => vec![5u8; change.data_len()],
+            };
             let place = Place { key: KEY, lsn: Lsn(9), durable: Lsn(4), before: ChunkId(1) };
             let bytes = encode(place, ChunkId(8), &change, &[&blocks]);
             let head = Head::decode(KEY, &bytes).unwrap();
