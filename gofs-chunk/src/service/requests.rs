@@ -74,13 +74,23 @@ impl Service {
         payload: Bytes,
         mut turn: Turn,
     ) -> Result<WriteReply, Failure> {
-        check_chain(&write.chain)?;
-        let parts = blocking(|| split(&write, &payload))?;
         let session = session(&write.writer);
+        let parts = check_chain(&write.chain).and_then(|()| blocking(|| split(&write, &payload)));
         let mut before = turn.come().await;
-        for item in &write.items {
-            self.admit(session, ChunkId(item.chunk), ChunkVersion(item.version), item.create)?;
-        }
+        let admitted = parts.and_then(|parts| {
+            for item in &write.items {
+                self.admit(session, ChunkId(item.chunk), ChunkVersion(item.version), item.create)?;
+            }
+            Ok(parts)
+        });
+        let parts = match admitted {
+            Ok(parts) => parts,
+            Err(failure) => {
+                // Those behind must not overtake those before.
+                before.settled().await;
+                return Err(failure);
+            }
+        };
         let passing = Passing::start(self, write.clone(), payload, &mut before).await;
         let local = blocking(|| self.write_here(&write, &parts, session));
         turn.sent(passing.via());
@@ -137,11 +147,15 @@ impl Service {
     }
 
     pub(super) async fn punch(&self, punch: Punch, mut turn: Turn) -> Result<PunchReply, Failure> {
-        check_chain(&punch.chain)?;
         let session = session(&punch.writer);
         let (chunk, version) = (ChunkId(punch.chunk), ChunkVersion(punch.version));
         let mut before = turn.come().await;
-        self.admit(session, chunk, version, false)?;
+        if let Err(failure) =
+            check_chain(&punch.chain).and_then(|()| self.admit(session, chunk, version, false))
+        {
+            before.settled().await;
+            return Err(failure);
+        }
         let passing = Passing::start(self, punch.clone(), Bytes::new(), &mut before).await;
         let local = blocking(|| {
             let _passed = self.fences.pass(session)?;

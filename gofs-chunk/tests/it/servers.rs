@@ -228,6 +228,33 @@ async fn a_write_reaches_all_of_a_chain_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_refused_write_lets_none_behind_it_overtake() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = node(&dir.path().join("a")).await;
+    let b = node(&dir.path().join("b")).await;
+    let mut calls = Vec::new();
+    let mut refused = Vec::new();
+    for i in 0..100u8 {
+        let data = vec![i; 300_000];
+        calls.push(a.link.call(&write(1, 1, 0, &data, vec![b.hop()]), vec![Bytes::from(data)]));
+        // Bytes that are not those of the checksum, and a version that is not there.
+        refused.push(a.link.call(&write(1, 1, 0, b"x", vec![b.hop()]), vec![Bytes::from_static(b"y")]));
+        refused.push(a.link.call(&write(1, 2, 0, b"x", vec![b.hop()]), vec![Bytes::from_static(b"x")]));
+    }
+    for call in calls {
+        assert!(call.await.unwrap().0.failed.is_empty());
+    }
+    for call in refused {
+        assert!(matches!(call.await, Err(CallError::Refused(_))));
+    }
+    for node in [&a, &b] {
+        assert!(node.read(1, 1, 0, 300_000).await.unwrap().iter().all(|byte| *byte == 99));
+    }
+    a.server.shutdown().await;
+    b.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dead_server_in_the_middle_is_named_and_the_others_hold_the_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let a = node(&dir.path().join("a")).await;
