@@ -8,6 +8,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::sys;
 
 /// Sees, and may refuse, every change to the store's files.
@@ -40,6 +42,8 @@ pub struct StoreFile {
     file: File,
     path: PathBuf,
     watch: Watch,
+    /// A sync has failed. The kernel tells that once: a second sync would seem to succeed.
+    sync_failed: Mutex<bool>,
 }
 
 impl StoreFile {
@@ -49,13 +53,17 @@ impl StoreFile {
         if let Some(watch) = watch {
             watch.created(path);
         }
-        Ok(StoreFile { file, path: path.to_owned(), watch: watch.clone() })
+        Ok(StoreFile::new(file, path, watch))
     }
 
     /// Opens an existing file.
     pub fn open(path: &Path, watch: &Watch) -> io::Result<StoreFile> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
-        Ok(StoreFile { file, path: path.to_owned(), watch: watch.clone() })
+        Ok(StoreFile::new(file, path, watch))
+    }
+
+    fn new(file: File, path: &Path, watch: &Watch) -> StoreFile {
+        StoreFile { file, path: path.to_owned(), watch: watch.clone(), sync_failed: Mutex::new(false) }
     }
 
     /// Where it is.
@@ -104,12 +112,18 @@ impl StoreFile {
         sys::punch(&self.file, offset, len)
     }
 
-    /// Everything written so far onto stable storage.
+    /// Everything written so far onto stable storage. Once it has failed it fails always.
     pub fn sync(&self) -> io::Result<()> {
+        let mut failed = self.sync_failed.lock();
+        if *failed {
+            return Err(io::Error::other("an earlier sync of the file failed"));
+        }
+        *failed = true;
         if let Some(watch) = &self.watch {
             watch.will_sync(&self.path)?;
         }
         self.file.sync_data()?;
+        *failed = false;
         if let Some(watch) = &self.watch {
             watch.synced(&self.path);
         }
@@ -148,5 +162,29 @@ pub fn replace(path: &Path, bytes: &[u8], watch: &Watch) -> io::Result<()> {
     match path.parent() {
         Some(parent) => sync_dir(parent, watch),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// Fails the first sync only, as the kernel tells a lost write once.
+    #[derive(Default)]
+    struct Once(AtomicBool);
+
+    impl FileWatch for Once {
+        fn will_sync(&self, _: &Path) -> io::Result<()> {
+            if self.0.swap(true, Ordering::Relaxed) { Ok(()) } else { Err(io::Error::other("lost")) }
+        }
+    }
+
+    #[test]
+    fn a_sync_after_one_that_failed_fails_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = StoreFile::create(&dir.path().join("file"), &Some(Arc::new(Once::default()))).unwrap();
+        assert!(file.sync().is_err());
+        assert!(file.sync().is_err());
     }
 }

@@ -240,13 +240,17 @@ impl Store {
             .collect()
     }
 
-    fn find(&self, chunk: ChunkId) -> Result<&Arc<Disk>, StoreError> {
-        let up = self.slots.iter().filter_map(|slot| match slot {
+    /// The directories that were in service at the start.
+    fn opened(&self) -> impl Iterator<Item = &Arc<Disk>> {
+        self.slots.iter().filter_map(|slot| match slot {
             Slot::Up { disk, .. } => Some(disk),
             Slot::Down { .. } => None,
-        });
+        })
+    }
+
+    fn find(&self, chunk: ChunkId) -> Result<&Arc<Disk>, StoreError> {
         // One that has failed is found too, and refuses: the chunk must not be made anew elsewhere.
-        up.into_iter().find(|disk| disk.holds(chunk)).ok_or(StoreError::NoChunk { chunk })
+        self.opened().find(|disk| disk.holds(chunk)).ok_or(StoreError::NoChunk { chunk })
     }
 
     /// Writes bytes and returns the blocks that the chunk then has. In the page cache when this returns. With
@@ -336,7 +340,8 @@ impl Store {
 
     /// Brings what was written to these chunks so far onto stable storage.
     pub fn sync(&self, chunks: &[ChunkId]) -> Result<(), StoreError> {
-        for disk in self.disks() {
+        // Those that have failed too: they refuse.
+        for disk in self.opened() {
             let here: Vec<ChunkId> = chunks.iter().copied().filter(|chunk| disk.holds(*chunk)).collect();
             if !here.is_empty() {
                 disk.sync(&here)?;

@@ -1,9 +1,10 @@
 //! Disks that fail, and directories that are not ours.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Instant;
 
 use gofs_chunk::store::{Ack, FileWatch, Store, StoreError, Taken, WriteMode};
@@ -18,12 +19,14 @@ struct Broken {
     dir: PathBuf,
     sync: AtomicBool,
     read: AtomicBool,
+    write: AtomicBool,
+    errno: AtomicI32,
 }
 
 impl Broken {
     fn fails(&self, path: &Path, flag: &AtomicBool) -> io::Result<()> {
         let hit = path.starts_with(&self.dir) && flag.load(Ordering::Relaxed);
-        if hit { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+        if hit { Err(io::Error::from_raw_os_error(self.errno.load(Ordering::Relaxed))) } else { Ok(()) }
     }
 }
 
@@ -34,12 +37,21 @@ impl FileWatch for Broken {
     fn will_read(&self, path: &Path, _: u64, _: usize) -> io::Result<()> {
         self.fails(path, &self.read)
     }
+    fn will_write(&self, path: &Path, _: &File, _: u64, _: &[u8]) -> io::Result<()> {
+        self.fails(path, &self.write)
+    }
 }
 
 fn two_disks() -> (tempfile::TempDir, Store, Arc<Broken>) {
     let root = tempfile::tempdir().unwrap();
     let dirs = [root.path().join("a"), root.path().join("b")];
-    let broken = Arc::new(Broken { dir: dirs[1].clone(), sync: false.into(), read: false.into() });
+    let broken = Arc::new(Broken {
+        dir: dirs[1].clone(),
+        sync: false.into(),
+        read: false.into(),
+        write: false.into(),
+        errno: libc::EIO.into(),
+    });
     let mut options = options();
     options.watch = Some(broken.clone());
     let store = Store::open(&dirs, &options).unwrap();
@@ -67,6 +79,7 @@ fn a_disk_that_cannot_sync_is_taken_out_and_the_others_go_on() {
     store.changes().take();
     broken.sync.store(true, Ordering::Relaxed);
     assert!(matches!(store.sync(&[lost[0]]), Err(StoreError::Io { .. })));
+    assert!(matches!(store.sync(&[lost[1]]), Err(StoreError::DiskFailed { .. })), "nor is another durable");
     assert_eq!(store.changes().take(), Taken::Everything);
     assert_eq!(store.list().len(), kept.len());
     let status = store.status();
@@ -95,6 +108,40 @@ fn a_disk_that_cannot_read_is_taken_out_after_some_errors() {
         assert!(store.read(lost[1], VERSION, 0, 10).is_err());
     }
     assert_eq!(store.disks().count(), 1);
+}
+
+#[test]
+fn what_the_host_lacks_for_a_moment_takes_no_disk_out() {
+    let (_root, store, broken) = two_disks();
+    let (ours, _) = chunks_of_broken(&store, &broken);
+    let write = || store.write(ours[0], VERSION, 0, b"new", WriteMode::Existing, Ack::Cached);
+    for errno in [libc::EMFILE, libc::ENFILE, libc::ENOMEM] {
+        broken.errno.store(errno, Ordering::Relaxed);
+        broken.write.store(true, Ordering::Relaxed);
+        assert!(matches!(write(), Err(StoreError::Io { .. })));
+        broken.write.store(false, Ordering::Relaxed);
+        broken.read.store(true, Ordering::Relaxed);
+        for _ in 0..20 {
+            assert!(matches!(store.read(ours[0], VERSION, 0, 10), Err(StoreError::Io { .. })));
+        }
+        broken.read.store(false, Ordering::Relaxed);
+        write().unwrap();
+        assert_eq!(&store.read(ours[0], VERSION, 0, 3).unwrap(), b"new");
+    }
+    assert_eq!(store.corrupt_blocks(), 0);
+    assert!(store.status().iter().all(|disk| disk.error.is_none()), "{:?}", store.status());
+}
+
+#[test]
+fn a_full_disk_at_a_sync_takes_it_out_for_what_was_written_may_be_dropped() {
+    let (_root, store, broken) = two_disks();
+    let (ours, _) = chunks_of_broken(&store, &broken);
+    broken.errno.store(libc::ENOSPC, Ordering::Relaxed);
+    broken.sync.store(true, Ordering::Relaxed);
+    assert!(store.sync(&[ours[0]]).is_err());
+    broken.sync.store(false, Ordering::Relaxed);
+    assert!(store.sync(&[ours[0]]).is_err());
+    assert!(store.status()[1].error.is_some());
 }
 
 #[test]
@@ -202,4 +249,33 @@ fn when_a_disk_was_last_seen_whole_is_remembered() {
     store.close().unwrap();
     drop(store);
     assert_eq!(Store::open(&dir, &options()).unwrap().status()[0].last_scrub_unix_s, 1_800_000_000);
+}
+
+#[test]
+fn a_missing_file_is_damage_to_its_chunk_and_to_no_other() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = [root.path().join("disk")];
+    let store = Store::open(&dir, &options()).unwrap();
+    for chunk in [1, 2] {
+        store.write(ChunkId(chunk), VERSION, 0, &[7; 200_000], WriteMode::Create, Ack::Cached).unwrap();
+    }
+    store.close().unwrap();
+    drop(store);
+    for entry in std::fs::read_dir(dir[0].join("chunks/01")).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let store = Store::open(&dir, &options()).unwrap();
+    assert!(matches!(store.read(ChunkId(1), VERSION, 0, 10), Err(StoreError::Corrupt { .. })));
+    for offset in [0, 400_000] {
+        let written =
+            store.write(ChunkId(1), VERSION, offset, &[8; 100_000], WriteMode::Existing, Ack::Cached);
+        assert!(matches!(written, Err(StoreError::Corrupt { .. })), "{written:?}");
+    }
+    store.write(ChunkId(2), VERSION, 400_000, &[8; 100_000], WriteMode::Existing, Ack::Cached).unwrap();
+    store.sync(&[ChunkId(2)]).unwrap();
+    store.close().unwrap();
+    assert!(store.status()[0].error.is_none(), "{:?}", store.status());
+    assert!(store.list().iter().any(|info| info.chunk == ChunkId(1) && info.corrupt));
+    store.delete(ChunkId(1), None).unwrap();
+    assert_eq!(store.list().len(), 1);
 }

@@ -121,9 +121,9 @@ impl Disk {
             return Ok(());
         }
         let key = HomeKey { chunk, generation: state.home };
-        let home = self.home(key).map_err(self.change_error("opening", &key.path(&self.home_root())))?;
+        let home = self.home_of(chunk, &cell, &state)?;
         if state.home_written > state.home_synced {
-            self.sync_home(key)?;
+            self.sync_home(&home, key)?;
             let upto = state.home_written;
             self.home_synced(chunk, &mut state, upto)?;
         }
@@ -141,9 +141,10 @@ impl Disk {
         self.sync_log(state.last)?;
         self.carry_blocks(chunk, &cell, &state, &home)?;
         for (group, bytes) in &encoded {
-            home.write_table(*group, bytes).map_err(self.change_error("writing", home.path()))?;
+            // Half a table would hide blocks that were whole; the next start has it whole in the log.
+            home.write_table(*group, bytes).map_err(self.final_error("writing", home.path()))?;
         }
-        self.sync_home(key)?;
+        self.sync_home(&home, key)?;
         let lsn = self.append(chunk, &Change::Applied, &[])?.lsn;
         state.applied(lsn);
         Ok(())

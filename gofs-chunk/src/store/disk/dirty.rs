@@ -40,10 +40,24 @@ impl Disk {
             quiet.map(|(chunk, written)| (*chunk, *written)).collect()
         };
         for some in quiet.chunks(CLEAN_MAX) {
-            let chunks: Vec<ChunkId> = some.iter().map(|(chunk, _)| *chunk).collect();
-            self.sync(&chunks)?;
+            let mut last = Lsn(0);
+            let mut synced = Vec::with_capacity(some.len());
             for (chunk, written) in some {
-                self.clean_chunk(*chunk, *written)?;
+                match self.sync_chunk(*chunk) {
+                    Ok(lsn) => {
+                        last = last.max(lsn);
+                        synced.push((*chunk, *written));
+                    }
+                    // It stays dirty on disk; the damage is reported.
+                    Err(StoreError::Corrupt { .. }) => {
+                        self.dirty.lock().remove(chunk);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            self.sync_log(last)?;
+            for (chunk, written) in synced {
+                self.clean_chunk(chunk, written)?;
             }
         }
         Ok(())

@@ -132,17 +132,30 @@ impl Disk {
         }
     }
 
-    /// A failed change: a full disk is refused, anything else takes the directory out.
+    /// A failed change: a full disk is refused, what the host lacks is an error of the moment,
+    /// anything else takes the directory out.
     fn change_error(&self, what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
         move |error| {
+            let passing = is_passing(&error);
             let error = StoreError::io(what, path)(error);
             match error {
                 StoreError::NoSpace { .. } => StoreError::NoSpace { disk: self.path.clone() },
+                error if passing => error,
                 error => {
                     self.fail(&error);
                     error
                 }
             }
+        }
+    }
+
+    /// An error that takes the directory out, whatever the reason. Of a sync: the kernel may have dropped what it
+    /// could not write, and would call the next sync a success.
+    fn final_error(&self, what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+        move |source| {
+            let error = StoreError::Io { what, path: path.to_owned(), source };
+            self.fail(&error);
+            error
         }
     }
 
@@ -226,6 +239,7 @@ impl Disk {
 
     /// Appends a record whose change the caller then makes to the state. The caller holds the gate.
     fn append(&self, chunk: ChunkId, change: &Change, data: &[&[u8]]) -> Result<Appended, StoreError> {
+        self.check_up()?;
         let appended = self
             .log
             .append(chunk, change, data)
@@ -249,42 +263,56 @@ impl Disk {
         Ok(home)
     }
 
+    /// The file of a large chunk, of which the caller holds the state. One that is missing or another's is
+    /// damage to the chunk.
+    fn home_of(&self, chunk: ChunkId, cell: &Cell, state: &ChunkState) -> Result<Arc<Home>, StoreError> {
+        let key = HomeKey { chunk, generation: state.home };
+        self.home(key).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::InvalidData => {
+                self.read_error(chunk, cell, state, 0, &error)
+            }
+            _ => self.change_error("opening", &key.path(&self.home_root()))(error),
+        })
+    }
+
     /// Brings what was written to these chunks so far onto stable storage. Those not here are skipped.
     pub fn sync(&self, chunks: &[ChunkId]) -> Result<(), StoreError> {
         self.check_up()?;
         let mut last = Lsn(0);
         for chunk in chunks {
-            let Some(cell) = self.cell(*chunk) else { continue };
-            let (key, written, needed) = {
-                let state = cell.state.read();
-                let key = HomeKey { chunk: *chunk, generation: state.home };
-                last = last.max(state.last);
-                (key, state.home_written, state.home != 0 && state.home_written > state.home_synced)
-            };
-            if needed {
-                self.sync_home(key)?;
-                let _gate = self.gate.read();
-                let mut state = cell.state.write();
-                // A chunk deleted meanwhile has nothing to keep.
-                if state.home == key.generation && state.life != Life::Gone {
-                    last = last.max(self.home_synced(*chunk, &mut state, written)?);
-                }
-            }
+            last = last.max(self.sync_chunk(*chunk)?);
         }
         self.sync_log(last)
     }
 
-    fn sync_home(&self, key: HomeKey) -> Result<(), StoreError> {
-        let home = match self.home(key) {
-            Ok(home) => home,
-            // Deleted since the state was looked at.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(self.change_error("opening", &key.path(&self.home_root()))(error)),
+    /// Syncs what is in the chunk's own file; up to which record the log is to be synced for the rest.
+    fn sync_chunk(&self, chunk: ChunkId) -> Result<Lsn, StoreError> {
+        let Some(cell) = self.cell(chunk) else { return Ok(Lsn(0)) };
+        let (home, key, written) = {
+            let state = cell.state.read();
+            if state.home == 0 || state.home_written <= state.home_synced || state.life == Life::Gone {
+                return Ok(state.last);
+            }
+            let key = HomeKey { chunk, generation: state.home };
+            (self.home_of(chunk, &cell, &state)?, key, state.home_written)
         };
-        home.sync().map_err(self.change_error("syncing", home.path()))?;
+        // Without the lock: reads and writes go on meanwhile.
+        self.sync_home(&home, key)?;
+        let _gate = self.gate.read();
+        let mut state = cell.state.write();
+        // A chunk deleted meanwhile has nothing to keep.
+        if state.life == Life::Gone { Ok(state.last) } else { self.home_synced(chunk, &mut state, written) }
+    }
+
+    fn sync_home(&self, home: &Home, key: HomeKey) -> Result<(), StoreError> {
+        home.sync().map_err(self.final_error("syncing", home.path()))?;
         if self.new_homes.lock().contains(&key) {
             let dir = key.dir(&self.home_root());
-            super::file::sync_dir(&dir, &self.options.watch).map_err(self.change_error("syncing", &dir))?;
+            super::file::sync_dir(&dir, &self.options.watch).map_err(|error| match is_passing(&error) {
+                // It was not opened.
+                true => self.change_error("syncing", &dir)(error),
+                false => self.final_error("syncing", &dir)(error),
+            })?;
             self.new_homes.lock().remove(&key);
         }
         Ok(())
@@ -298,7 +326,7 @@ impl Disk {
     }
 
     fn sync_log(&self, lsn: Lsn) -> Result<(), StoreError> {
-        self.log.sync(lsn).map_err(self.change_error("syncing the log in", &self.path))
+        self.log.sync(lsn).map_err(self.final_error("syncing the log in", &self.path))
     }
 
     /// Moves the version; durable when this returns. Nothing happens where it is `to` already.
@@ -442,6 +470,11 @@ impl Disk {
         self.last_scrub_unix_s.store(unix_s, Ordering::Relaxed);
         self.scrub_untold.store(true, Ordering::Relaxed);
     }
+}
+
+/// Whether an error is of the moment: the host or the process has no file or memory left, and nothing was done.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
 impl Cell {

@@ -10,7 +10,7 @@ use super::super::chunk::{ChunkState, Place};
 use super::super::error::StoreError;
 use super::super::home::{GROUP_BLOCKS, HomeKey, Table, group_of};
 use super::super::log::Position;
-use super::{CORRUPT_KNOWN_MAX, Cell, Disk, READ_ERRORS_MAX};
+use super::{CORRUPT_KNOWN_MAX, Cell, Disk, READ_ERRORS_MAX, is_passing};
 
 /// Blocks verified at once by [`Disk::verify`].
 const VERIFY_BLOCKS: u32 = 256;
@@ -237,8 +237,9 @@ impl Disk {
         }
     }
 
-    /// Bytes that cannot be read are as good as damaged; too many of them take the directory out.
-    fn read_error(
+    /// Bytes that cannot be read are as good as damaged, unless it is for what the host lacks at the moment. Too
+    /// many of them take the directory out.
+    pub(super) fn read_error(
         &self,
         chunk: ChunkId,
         cell: &Cell,
@@ -246,6 +247,10 @@ impl Disk {
         block: u32,
         error: &io::Error,
     ) -> StoreError {
+        if is_passing(error) {
+            let source = io::Error::from(error.kind());
+            return StoreError::Io { what: "reading from", path: self.path.clone(), source };
+        }
         let what = match error.kind() {
             io::ErrorKind::NotFound => "its file is missing",
             io::ErrorKind::InvalidData => "its file is damaged",

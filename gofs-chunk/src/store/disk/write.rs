@@ -254,12 +254,7 @@ impl Disk {
                 Some(self.make_home(chunk)?)
             }
             0 => None,
-            generation => {
-                let key = HomeKey { chunk, generation };
-                let home =
-                    self.home(key).map_err(self.change_error("opening", &key.path(&self.home_root())))?;
-                Some((generation, home))
-            }
+            generation => Some((generation, self.home_of(chunk, cell, state)?)),
         };
         let in_home = self.choose_in_place(state, range, &before, home.is_some());
         if let Some((_, home)) = &home {

@@ -243,8 +243,10 @@ impl Log {
             files.extend(writer.file.clone());
             (files, writer.tail.next.0 - 1)
         };
-        for file in files {
-            file.sync()?;
+        if let Err(error) = files.iter().try_for_each(|file| file.sync()) {
+            // Nobody may take the rest for all that there is to sync.
+            self.writer.lock().unsynced.splice(0..0, files);
+            return Err(error);
         }
         self.durable.store(last, Ordering::Release);
         Ok(())
@@ -265,5 +267,41 @@ impl Log {
     pub fn remove(&self, segment: u32) -> io::Result<()> {
         self.files.write().remove(&segment);
         std::fs::remove_file(segment_path(&self.dir, segment))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::file::FileWatch;
+    use std::sync::atomic::AtomicBool;
+
+    /// While it is set the sync of the first segment fails.
+    #[derive(Default)]
+    struct Broken(AtomicBool);
+
+    impl FileWatch for Broken {
+        fn will_sync(&self, path: &Path) -> io::Result<()> {
+            let broken = path.ends_with("00000001.seg") && self.0.load(Ordering::Relaxed);
+            if broken { Err(io::Error::other("lost")) } else { Ok(()) }
+        }
+    }
+
+    #[test]
+    fn after_a_failed_sync_nothing_is_called_durable() {
+        let dir = tempfile::tempdir().unwrap();
+        let start = Tail { at: Position { segment: 0, offset: 0 }, next: Lsn(1) };
+        let broken = Arc::new(Broken::default());
+        let log = Log::open(dir.path(), 1, 4096, start, &Some(broken.clone())).unwrap();
+        let mut last = Lsn(0);
+        while log.segments().len() < 2 {
+            last = log.append(ChunkId(1), &Change::Clean, &[]).unwrap().lsn;
+        }
+        broken.0.store(true, Ordering::Relaxed);
+        assert!(log.sync(last).is_err());
+        // The kernel tells of a lost write once. The second segment alone is whole, but it is not the log.
+        broken.0.store(false, Ordering::Relaxed);
+        assert!(log.sync(last).is_err());
+        assert_eq!(log.durable(), Lsn(0));
     }
 }
