@@ -27,9 +27,15 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Carries out the instruction: any of the sources will do.
 pub async fn copy(service: &Arc<Service>, order: &CopyChunk) -> Result<(), String> {
     let (chunk, version) = (ChunkId(order.chunk), ChunkVersion(order.version));
+    // Another would remove what this one has staged.
+    let Some(_only) = service.copying.begin(chunk) else {
+        return Err(format!("{chunk} is being copied to here already"));
+    };
     if blocking(|| make_room(service, chunk, version)).map_err(|error| error.to_string())? {
         return Ok(());
     }
+    // Left by a copy that could not remove it.
+    blocking(|| service.store.discard(chunk)).map_err(|error| error.to_string())?;
     let mut whys = Vec::new();
     for address in &order.from {
         let mut staged = Staged { service, chunk, published: false };
@@ -99,11 +105,11 @@ async fn copy_from(
             first += count;
         }
     }
-    let write = |offset: u32, bytes: &[u8]| {
-        blocking(|| service.store.write(chunk, version, offset, bytes, WriteMode::Copy, Ack::Cached))
+    let write = |offset: u32, bytes: &[u8], mode| {
+        blocking(|| service.store.write(chunk, version, offset, bytes, mode, Ack::Cached))
             .map_err(|error| error.to_string())
     };
-    write(0, &[])?;
+    write(0, &[], WriteMode::CopyFirst)?;
     let mut reads = VecDeque::new();
     loop {
         while reads.len() < READS_AHEAD
@@ -119,7 +125,8 @@ async fn copy_from(
         if bytes.len() != read.len as usize || crc32c::crc32c(&bytes) != reply.crc32c {
             return Err("bytes were damaged on their way".to_owned());
         }
-        write(read.offset, &bytes)?;
+        // Not made anew where it was deleted meanwhile: what was copied before would be missing.
+        write(read.offset, &bytes, WriteMode::Copy)?;
     }
     // A version that moved meanwhile: what was read may be of both.
     check_version(&link, chunk, version).await?;

@@ -11,6 +11,7 @@ mod order;
 mod peers;
 mod requests;
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -43,6 +44,8 @@ pub struct Service {
     pub fences: Fences,
     /// Connections to other servers.
     pub peers: Peers,
+    /// Chunks that are being copied to here.
+    pub copying: Copying,
     in_flight: AtomicU32,
     links: Mutex<Vec<Weak<Link>>>,
 }
@@ -54,6 +57,7 @@ impl Service {
             store,
             fences: Fences::default(),
             peers: Peers::default(),
+            copying: Copying::default(),
             in_flight: AtomicU32::new(0),
             links: Mutex::default(),
         })
@@ -107,6 +111,31 @@ impl Service {
             return Err(Failure::new(Code::WrongCluster, "this ChunkServer belongs to another cluster"));
         }
         Ok(Welcome { version, server: self.store.server().0, incarnation: self.store.incarnation() })
+    }
+}
+
+/// Chunks that are being copied to here, each once.
+#[derive(Default)]
+pub struct Copying(Mutex<HashSet<ChunkId>>);
+
+/// One copy under way.
+pub struct OnlyCopy<'a> {
+    copying: &'a Copying,
+    chunk: ChunkId,
+}
+
+impl Copying {
+    /// `None` where the chunk is being copied already.
+    pub fn begin(&self, chunk: ChunkId) -> Option<OnlyCopy<'_>> {
+        // Made only where it was not there: dropping it ends the copy.
+        let fresh = self.0.lock().insert(chunk);
+        if fresh { Some(OnlyCopy { copying: self, chunk }) } else { None }
+    }
+}
+
+impl Drop for OnlyCopy<'_> {
+    fn drop(&mut self) {
+        self.copying.0.lock().remove(&self.chunk);
     }
 }
 

@@ -264,7 +264,7 @@ impl Store {
         mode: WriteMode,
         ack: Ack,
     ) -> Result<u32, StoreError> {
-        if mode == WriteMode::Existing {
+        if matches!(mode, WriteMode::Existing | WriteMode::Copy) {
             return self.find(chunk)?.write(chunk, version, offset, bytes, mode, ack);
         }
         let _creating = match self.find(chunk) {

@@ -352,6 +352,38 @@ async fn an_older_replica_is_replaced_by_a_copy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_asked_for_again_disturbs_the_first_one_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = node(&dir.path().join("a")).await;
+    let b = node(&dir.path().join("b")).await;
+    let data = bytes(&mut rng(5), 4 << 20);
+    for chunk in 1..=6 {
+        put(&a.link, &write(chunk, 1, 0, &data, vec![]), &data).await.unwrap();
+        let order =
+            |from: String| b.meta.instruct(Body::Copy(CopyChunk { chunk, version: 1, from: vec![from] }));
+        let right = async {
+            loop {
+                match order(a.server.address().to_string()).await {
+                    // The other was first.
+                    Err(error) if error.contains("already") => {}
+                    result => return result.unwrap(),
+                }
+            }
+        };
+        let again = async {
+            // It cannot succeed before the first has, and removes what it has staged.
+            while order("127.0.0.1:1".to_owned()).await.is_err() {}
+        };
+        tokio::join!(right, again);
+        assert!(b.read(chunk, 1, 0, 4 << 20).await.unwrap() == data);
+        let (extents, _) = b.link.call(&Extents { chunk, version: 1 }, Vec::new()).await.unwrap();
+        assert_eq!(extents.extents.iter().map(|extent| extent.blocks_4k).sum::<u32>(), 1024);
+    }
+    a.server.shutdown().await;
+    b.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn versions_move_and_chunks_go_as_instructed() {
     let dir = tempfile::tempdir().unwrap();
     let node = node(dir.path()).await;

@@ -279,3 +279,46 @@ fn a_missing_file_is_damage_to_its_chunk_and_to_no_other() {
     store.delete(ChunkId(1), None).unwrap();
     assert_eq!(store.list().len(), 1);
 }
+
+#[test]
+fn a_copy_shows_when_it_is_published_and_is_not_begun_anew_in_the_middle() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = [root.path().join("disk")];
+    let store = Store::open(&dir, &options()).unwrap();
+    let chunk = ChunkId(1);
+    let copy = |offset, mode| store.write(chunk, VERSION, offset, &[1; 5000], mode, Ack::Cached);
+    assert!(matches!(copy(0, WriteMode::Copy), Err(StoreError::NoChunk { .. })));
+    copy(0, WriteMode::CopyFirst).unwrap();
+    assert!(matches!(copy(0, WriteMode::CopyFirst), Err(StoreError::Invalid(_))));
+    copy(9000, WriteMode::Copy).unwrap();
+    assert!(store.list().is_empty());
+    assert!(matches!(store.read(chunk, VERSION, 0, 1), Err(StoreError::NoChunk { .. })));
+    assert!(matches!(copy(0, WriteMode::Existing), Err(StoreError::NoChunk { .. })));
+    // Deleted in the middle: the rest alone would be a chunk that lacks its first part.
+    store.delete(chunk, Some(VERSION)).unwrap();
+    assert!(matches!(copy(18_000, WriteMode::Copy), Err(StoreError::NoChunk { .. })));
+    assert!(store.publish(chunk).is_err());
+
+    copy(0, WriteMode::CopyFirst).unwrap();
+    store.publish(chunk).unwrap();
+    assert_eq!(store.list().len(), 1);
+    assert!(matches!(copy(0, WriteMode::Copy), Err(StoreError::Invalid(_))));
+    store.discard(chunk).unwrap();
+    assert_eq!(store.read(chunk, VERSION, 0, 5000).unwrap(), [1; 5000]);
+}
+
+#[test]
+fn half_a_copy_is_gone_after_a_kill() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = [root.path().join("disk")];
+    let store = Store::open(&dir, &options()).unwrap();
+    store.write(ChunkId(1), VERSION, 0, &[1; 500_000], WriteMode::CopyFirst, Ack::Cached).unwrap();
+    store.sync(&[ChunkId(1)]).unwrap();
+    drop(store);
+    let store = Store::open(&dir, &options()).unwrap();
+    assert!(store.list().is_empty());
+    assert!(!store.disks().any(|disk| disk.holds(ChunkId(1))));
+    store.close().unwrap();
+    let left: Vec<_> = std::fs::read_dir(dir[0].join("chunks/01")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}

@@ -23,7 +23,9 @@ pub enum WriteMode {
     Existing,
     /// It is made if it is not there.
     Create,
-    /// It is being copied from another server, and made if it is not there.
+    /// A copy from another server begins: a staged chunk is made. Refused where the chunk is there.
+    CopyFirst,
+    /// A copy goes on: the staged chunk is there.
     Copy,
 }
 
@@ -204,15 +206,20 @@ impl Disk {
         loop {
             let cell = match (self.cell(chunk), mode) {
                 (Some(cell), _) => cell,
-                (None, WriteMode::Existing) => return Err(StoreError::NoChunk { chunk }),
+                (None, WriteMode::Existing | WriteMode::Copy) => return Err(StoreError::NoChunk { chunk }),
                 (None, _) => self.chunks.write().entry(chunk).or_default().clone(),
             };
             let mut state = cell.state.write();
-            let staged = mode == WriteMode::Copy;
+            let staged = matches!(mode, WriteMode::CopyFirst | WriteMode::Copy);
             let create = match state.life {
                 // Deleted between the look-up and the lock: look again.
                 Life::Gone => continue,
-                Life::Unborn if mode == WriteMode::Existing => return Err(StoreError::NoChunk { chunk }),
+                Life::Unborn if matches!(mode, WriteMode::Existing | WriteMode::Copy) => {
+                    return Err(StoreError::NoChunk { chunk });
+                }
+                Life::Staged if mode == WriteMode::CopyFirst => {
+                    return Err(StoreError::Invalid(format!("{chunk} is being copied already")));
+                }
                 Life::Unborn => Some(Create { version, staged }),
                 Life::Live if staged => {
                     return Err(StoreError::Invalid(format!("{chunk} exists and cannot be copied over")));
