@@ -92,7 +92,10 @@ impl Server {
         let (upkeep, store) = (self.upkeep, self.service.store.clone());
         let closed = tokio::task::spawn_blocking(move || {
             upkeep.stop();
-            store.close()
+            let closed = store.close();
+            // Tasks of connections may hold the store for a moment longer.
+            store.retire();
+            closed
         });
         match closed.await {
             Ok(Ok(())) => tracing::info!(address = %self.address, "ChunkServer stopped"),

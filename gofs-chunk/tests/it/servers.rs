@@ -255,6 +255,21 @@ async fn a_refused_write_lets_none_behind_it_overtake() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_directory_is_free_when_its_server_has_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut id = None;
+    for round in 0..5u8 {
+        let node = node(dir.path()).await;
+        assert_eq!(*id.get_or_insert(node.id), node.id);
+        // On its way while the server stops.
+        let bytes = vec![round; 9];
+        let _unanswered =
+            node.link.call(&write(1, 1, round.into(), &bytes, vec![]), vec![Bytes::from(bytes)]);
+        node.server.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dead_server_in_the_middle_is_named_and_the_others_hold_the_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let a = node(&dir.path().join("a")).await;
@@ -338,20 +353,6 @@ async fn a_chunk_is_copied_with_its_holes_and_shows_when_complete() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_older_replica_is_replaced_by_a_copy() {
-    let dir = tempfile::tempdir().unwrap();
-    let a = node(&dir.path().join("a")).await;
-    let b = node(&dir.path().join("b")).await;
-    put(&a.link, &write(1, 2, 0, b"new", vec![]), b"new").await.unwrap();
-    put(&b.link, &write(1, 1, 0, b"older and longer", vec![]), b"older and longer").await.unwrap();
-    let order = CopyChunk { chunk: 1, version: 2, from: vec![a.server.address().to_string()] };
-    b.meta.instruct(Body::Copy(order)).await.unwrap();
-    assert_eq!(&b.read(1, 2, 0, 16).await.unwrap()[..], b"new\0\0\0\0\0\0\0\0\0\0\0\0\0");
-    a.server.shutdown().await;
-    b.server.shutdown().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_is_asked_for_again_disturbs_the_first_one_not() {
     let dir = tempfile::tempdir().unwrap();
     let a = node(&dir.path().join("a")).await;
@@ -379,6 +380,20 @@ async fn a_copy_that_is_asked_for_again_disturbs_the_first_one_not() {
         let (extents, _) = b.link.call(&Extents { chunk, version: 1 }, Vec::new()).await.unwrap();
         assert_eq!(extents.extents.iter().map(|extent| extent.blocks_4k).sum::<u32>(), 1024);
     }
+    a.server.shutdown().await;
+    b.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_replica_is_replaced_by_a_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = node(&dir.path().join("a")).await;
+    let b = node(&dir.path().join("b")).await;
+    put(&a.link, &write(1, 2, 0, b"new", vec![]), b"new").await.unwrap();
+    put(&b.link, &write(1, 1, 0, b"older and longer", vec![]), b"older and longer").await.unwrap();
+    let order = CopyChunk { chunk: 1, version: 2, from: vec![a.server.address().to_string()] };
+    b.meta.instruct(Body::Copy(order)).await.unwrap();
+    assert_eq!(&b.read(1, 2, 0, 16).await.unwrap()[..], b"new\0\0\0\0\0\0\0\0\0\0\0\0\0");
     a.server.shutdown().await;
     b.server.shutdown().await;
 }

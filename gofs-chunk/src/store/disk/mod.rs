@@ -103,7 +103,7 @@ pub struct Disk {
     blocks_since_index: AtomicU64,
     bytes_since_index: AtomicU64,
     changes: Arc<Changes>,
-    _claim: Claim,
+    claim: Mutex<Option<Claim>>,
 }
 
 impl Disk {
@@ -463,6 +463,15 @@ impl Disk {
         self.check_up()?;
         self.clean_idle(Duration::ZERO)?;
         self.checkpoint()
+    }
+
+    /// Refuses everything from now on, and lets another process have the directory.
+    pub fn retire(&self) {
+        // An error: it is out of service already.
+        let _ = self.failed.set("it was closed".to_owned());
+        // Whoever is changing something has the gate.
+        let _gate = self.gate.write();
+        self.claim.lock().take();
     }
 
     /// The scrubber has seen every block.

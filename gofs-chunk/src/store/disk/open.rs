@@ -278,7 +278,7 @@ impl Disk {
             blocks_since_index: AtomicU64::new(0),
             bytes_since_index: AtomicU64::new(0),
             changes,
-            _claim: claim,
+            claim: Mutex::new(Some(claim)),
         };
         if changed || number == 0 {
             opened.write_index()?;

@@ -201,8 +201,8 @@ impl Disk {
         mode: WriteMode,
         then: impl FnOnce(&Cell, &mut ChunkState, Option<Create>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.check_up()?;
         let _gate = self.gate.read();
+        self.check_up()?;
         loop {
             let cell = match (self.cell(chunk), mode) {
                 (Some(cell), _) => cell,
