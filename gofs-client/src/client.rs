@@ -110,7 +110,7 @@ impl Client {
         };
         let connection = Connection {
             link: greeted.link.clone(),
-            address: greeted.address.clone(),
+            address: greeted.address.as_str().into(),
             generation: identity.generation,
         };
         let place = Place::of(welcome);
@@ -150,6 +150,7 @@ impl Client {
                 place,
                 runtime,
                 evicting: Default::default(),
+                evict_wanted: Default::default(),
                 lost_files: Default::default(),
                 lock_waits: Default::default(),
                 space: Default::default(),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use gofs_proto::session::Release;
 use gofs_tree::Ino;
@@ -9,15 +10,31 @@ use gofs_tree::Ino;
 use super::Core;
 use super::recall::drain;
 
+/// Between one eviction and the next.
+const EVICT_PAUSE: Duration = Duration::from_millis(20);
+
 impl Core {
     /// Gives leases back until the cache is within its budget; one at a time does.
     pub fn begin_eviction(self: &Arc<Self>) {
+        self.evict_wanted.store(true, Ordering::Release);
         if !self.evicting.swap(true, Ordering::AcqRel) {
             let core = self.clone();
-            self.runtime.spawn(async move {
-                core.evict().await;
-                core.evicting.store(false, Ordering::Release);
-            });
+            self.runtime.spawn(async move { core.evict_while_wanted().await });
+        }
+    }
+
+    async fn evict_while_wanted(self: &Arc<Self>) {
+        loop {
+            while self.evict_wanted.swap(false, Ordering::AcqRel) {
+                self.evict().await;
+                // What is in use may be more than the budget by itself; then there is no point in looking all the time.
+                self.pause(EVICT_PAUSE).await;
+            }
+            self.evicting.store(false, Ordering::Release);
+            // Wanted again since the last look: by whoever is first.
+            if !self.evict_wanted.load(Ordering::Acquire) || self.evicting.swap(true, Ordering::AcqRel) {
+                return;
+            }
         }
     }
 

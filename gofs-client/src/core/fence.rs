@@ -55,7 +55,7 @@ impl Core {
             self.make_kernel_forget_all(refused);
         }
         self.cover_opens();
-        Some(Connection { link, address, generation })
+        Some(Connection { link, address: address.into(), generation })
     }
 
     fn lose_data(&self, ino: Ino) {

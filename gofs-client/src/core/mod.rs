@@ -86,6 +86,8 @@ pub struct Core {
     pub place: Place,
     pub runtime: tokio::runtime::Handle,
     pub evicting: AtomicBool,
+    /// Too much was cached since the last eviction began.
+    pub evict_wanted: AtomicBool,
     pub lost_files: AtomicU64,
     pub lock_waits: AtomicU64,
     /// What `statfs` last showed.
@@ -120,7 +122,7 @@ impl Core {
 
     /// The server in use.
     pub fn session_address(&self) -> String {
-        self.session.current().map(|connection| connection.address).unwrap_or_default()
+        self.session.current().map(|connection| connection.address.to_string()).unwrap_or_default()
     }
 
     /// A greeting that goes on with the session and claims back all that it holds.

@@ -42,7 +42,7 @@ pub struct Connection {
     /// The frames.
     pub link: Arc<Link>,
     /// host:port, as it was dialled.
-    pub address: String,
+    pub address: Arc<str>,
     /// Which session it is.
     pub generation: Generation,
 }
