@@ -191,20 +191,21 @@ impl Client {
     pub async fn unmount(&self, timeout: Duration) -> Unmounted {
         let core = &self.core;
         let started = Instant::now();
-        let flush = tokio::time::timeout(timeout - timeout / GOODBYE_PART, core.data.flush_all(true)).await;
+        let flush = tokio::time::timeout(timeout - timeout / GOODBYE_PART, self.sync_all()).await;
         match flush {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "unmount: something could not be written"),
             Err(_) => tracing::error!(?timeout, "unmount: servers did not take everything in time"),
         }
         let left = core.data.dirty();
+        let parked = core.table.lock().parked().len() as u64;
         let rest = timeout.saturating_sub(started.elapsed());
         let goodbye = tokio::time::timeout(rest, core.session.call_long(Goodbye {}, |_| Ok(()))).await;
         core.session.stop();
         core.table.lock().expire();
         core.changed.notify_waiters();
         Unmounted {
-            lost_files: left.files,
+            lost_files: left.files + parked,
             lost_bytes: left.bytes,
             said_goodbye: matches!(goodbye, Ok(Ok(()))),
         }

@@ -12,6 +12,9 @@ pub trait KernelCache: Send + Sync + 'static {
     /// about to learn of the inode by a reply that was sent before this call.
     fn invalidate_inode(&self, ino: Ino);
 
+    /// As [`KernelCache::invalidate_inode`], of the pages that hold `len` bytes from `offset` only; 0 = up to the end.
+    fn invalidate_pages(&self, ino: Ino, offset: u64, len: u64);
+
     /// Makes the kernel ask again for every name.
     fn invalidate_entries(&self);
 

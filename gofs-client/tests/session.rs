@@ -298,6 +298,43 @@ async fn pages_that_the_kernel_writes_back_at_a_recall_are_flushed_too() {
     assert_eq!(fake.bytes_of(attr.ino), b"mapped");
 }
 
+/// A memory map's page is dirty though only Read is held: the kernel asks nobody before it is written to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_page_written_back_at_a_recall_of_read_is_parked_and_written_after_it() {
+    let fake = Fake::start().await;
+    let ino = fake.put_file("a", b"before");
+    let (client, kernel) = fake.mount().await;
+    let file = client.open(ino, RW).await.unwrap();
+    let (runtime, writing) = (tokio::runtime::Handle::current(), file.clone());
+    kernel.meanwhile.lock().push(Box::new(move |client| {
+        let written = client.write_page(&writing, 0, Bytes::from_static(b"mapped"));
+        assert_eq!(runtime.block_on(written), Ok(6));
+    }));
+    let recalled = tokio::time::timeout(Duration::from_secs(10), fake.recall_all(ino));
+    assert!(recalled.await.expect("must not wait for itself"));
+    assert_eq!(content(&client, &file).await, b"mapped", "seen here at once");
+    client.fsync(&file, false).await.unwrap();
+    assert_eq!(fake.bytes_of(ino), b"mapped");
+}
+
+/// The kernel locks the last page of a write that it does not have; two hosts that write to one file would wait
+/// for each other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_recall_does_not_wait_for_a_page_of_a_write_that_waits_for_it() {
+    let fake = Fake::start().await;
+    let ino = fake.put_file("a", b"abcdef");
+    let (client, kernel) = fake.mount().await;
+    let file = client.open(ino, RW).await.unwrap();
+    kernel.lock_page(0);
+    fake.next::<wire::Fetch>(Act::RecallThenServe(ino));
+    let writing = client.write(&file, 2, Bytes::from_static(b"XY"));
+    let written = tokio::time::timeout(Duration::from_secs(10), writing).await;
+    assert_eq!(written.expect("must not wait for itself"), Ok(2));
+    assert!(kernel.forgotten().contains(&format!("{ino} 4096+0")), "{:?}", kernel.forgotten());
+    kernel.unlock_page();
+    assert_eq!(content(&client, &file).await, b"abXYef");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fenced_session_loses_unwritten_bytes_says_so_once_and_goes_on() {
     let fake = Fake::start().await;

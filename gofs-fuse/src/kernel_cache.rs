@@ -114,6 +114,10 @@ impl KernelCache for KernelNotifier {
         self.invalidate(ino, sys::Invalidate::AttributesAndPages);
     }
 
+    fn invalidate_pages(&self, ino: Ino, offset: u64, len: u64) {
+        self.invalidate(ino, sys::Invalidate::AttributesAndSome { offset, len });
+    }
+
     fn invalidate_entries(&self) {
         let Some(connection) = self.connection().filter(|connection| connection.names) else { return };
         match sys::notify_inc_epoch(&connection.device) {

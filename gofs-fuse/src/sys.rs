@@ -95,6 +95,8 @@ pub enum Invalidate {
     Attributes,
     /// And all pages, dirty ones after they were written back.
     AttributesAndPages,
+    /// And the pages of `len` bytes from `offset`; 0 = up to the end.
+    AttributesAndSome { offset: u64, len: u64 },
 }
 
 /// Makes the kernel look every cached name of the mount up again.
@@ -106,13 +108,17 @@ pub fn notify_inc_epoch(device: &OwnedFd) -> io::Result<()> {
 /// Makes the kernel drop what it has cached of an inode. `NotFound` where it has no such inode.
 pub fn notify_inval_inode(device: &OwnedFd, node: u64, what: Invalidate) -> io::Result<()> {
     // A negative offset spares the pages; length 0 means up to the end.
-    let offset: i64 = match what {
-        Invalidate::Attributes => -1,
-        Invalidate::AttributesAndPages => 0,
+    let (offset, len) = match what {
+        Invalidate::Attributes => (-1, 0),
+        Invalidate::AttributesAndPages => (0, 0),
+        Invalidate::AttributesAndSome { offset, len } => {
+            (i64::try_from(offset).unwrap_or(i64::MAX), i64::try_from(len).unwrap_or(0))
+        }
     };
     let mut body = [0u8; 24];
     body[..8].copy_from_slice(&node.to_ne_bytes());
     body[8..16].copy_from_slice(&offset.to_ne_bytes());
+    body[16..].copy_from_slice(&len.to_ne_bytes());
     notify(device, NOTIFY_INVAL_INODE, &body)
 }
 

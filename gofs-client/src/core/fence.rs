@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use gofs_tree::{Ino, LeaseMode, SessionId};
+use gofs_tree::{FsError, Ino, LeaseMode, SessionId};
 
 use super::{Core, Place, usable_validity};
 use crate::clock::BootTime;
@@ -69,6 +69,9 @@ impl Core {
         let known = {
             let mut table = self.table.lock();
             let known = table.known();
+            for ino in table.parked() {
+                self.data.fail(ino, FsError::Io);
+            }
             table.lose_all();
             known
         };

@@ -11,10 +11,13 @@ use super::Core;
 use super::learn::garbled;
 use crate::cached::Cached;
 use crate::clock::BootTime;
-use crate::lease::Holding;
+use crate::lease::{Holding, LeaseTable};
 
 /// Pause before a lease that was not granted is asked for again: from, to.
 const AGAIN_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+
+/// Times that a lease is asked for again after ESTALE.
+const CROSSED_MAX: u32 = 3;
 
 /// Keeps a lease until dropped: a recall of it waits.
 pub struct Hold {
@@ -70,19 +73,40 @@ impl Core {
 
     /// Keeps at least `mode` on the inode, fetching it first where need be. At once where it is held.
     pub async fn hold(self: &Arc<Self>, ino: Ino, mode: LeaseMode) -> Result<Hold, FsError> {
+        self.hold_by(ino, mode, LeaseTable::hold).await
+    }
+
+    /// As `hold`, by the way in which the table is asked.
+    pub async fn hold_by(
+        self: &Arc<Self>,
+        ino: Ino,
+        mode: LeaseMode,
+        ask: fn(&mut LeaseTable, Ino, LeaseMode, BootTime) -> Holding,
+    ) -> Result<Hold, FsError> {
         let mut again = Again::default();
+        let mut crossed = 0;
         loop {
             let holding = self
-                .wait_for(|table| match table.hold(ino, mode, BootTime::now()) {
+                .wait_for(|table| match ask(table, ino, mode, BootTime::now()) {
                     Holding::Wait => None,
                     holding @ (Holding::Held | Holding::NeedLease) => Some(holding),
                 })
                 .await?;
             if holding == Holding::Held {
-                return Ok(Hold { core: self.clone(), ino });
+                return Ok(self.held(ino));
             }
             again.turn(self).await;
-            drop(self.fetch(ino, mode).await?);
+            match self.fetch(ino, mode).await {
+                // The server's way out where two hosts wait for each other; the kernel does not repeat a write for it.
+                Err(FsError::Stale) if crossed < CROSSED_MAX => crossed += 1,
+                answer => drop(answer?),
+            }
         }
+    }
+
+    /// Keeps `mode` if that needs no waiting.
+    pub fn hold_at_once(self: &Arc<Self>, ino: Ino, mode: LeaseMode) -> Option<Hold> {
+        let holding = self.table.lock().hold(ino, mode, BootTime::now());
+        (holding == Holding::Held).then(|| self.held(ino))
     }
 }

@@ -11,10 +11,13 @@ use gofs_proto::session::{Failure, Recall, RecallReply};
 use gofs_tree::{Ino, LeaseEpoch, LeaseMode, Name};
 
 use super::Core;
-use crate::lease::{Recalled, Taken, Uses};
+use crate::lease::{PAGE_BYTES, Recalled, Taken, Uses};
 
 /// How long the kernel may take to forget before reads, of which one may hold a page that it waits for, pass.
 const READS_WAIT: Duration = Duration::from_millis(5);
+
+/// How long it may take before writes, of which one may hold a page that it waits for, are worked around: from, to.
+const WRITES_WAIT: (Duration, Duration) = (Duration::from_millis(15), Duration::from_secs(1));
 
 /// A recall as it was asked for.
 struct Request {
@@ -86,7 +89,7 @@ impl Core {
     }
 
     /// As `wait_for` but for ever, and `check` locks by itself.
-    async fn wait_hard<T>(&self, mut check: impl FnMut() -> Option<T>) -> T {
+    pub async fn wait_hard<T>(&self, mut check: impl FnMut() -> Option<T>) -> T {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
@@ -152,14 +155,7 @@ impl Core {
     async fn make_kernel_forget(self: &Arc<Self>, ino: Ino) {
         loop {
             self.table.lock().begin_invalidation(ino, false);
-            let kernel = self.kernel.clone();
-            let pass = self.in_kernel(move || kernel.invalidate_inode(ino));
-            tokio::pin!(pass);
-            if tokio::time::timeout(READS_WAIT, &mut pass).await.is_err() {
-                self.table.lock().let_reads_pass(ino);
-                self.changed.notify_waiters();
-                pass.await;
-            }
+            self.forget_pages(ino).await;
             let slipped = self.table.lock().end_invalidation(ino);
             match slipped {
                 Some(uses) => drain(&uses).await,
@@ -170,6 +166,57 @@ impl Core {
             let kernel = self.kernel.clone();
             self.in_kernel(move || kernel.invalidate_entries()).await;
         }
+    }
+
+    /// Once, everything but pages that the kernel keeps locked for writes of its own which wait for this recall.
+    async fn forget_pages(self: &Arc<Self>, ino: Ino) {
+        let kernel = self.kernel.clone();
+        let pass = self.in_kernel(move || kernel.invalidate_inode(ino));
+        tokio::pin!(pass);
+        if tokio::time::timeout(READS_WAIT, &mut pass).await.is_ok() {
+            return;
+        }
+        self.table.lock().let_reads_pass(ino);
+        self.changed.notify_waiters();
+        let mut wait = WRITES_WAIT.0;
+        while tokio::time::timeout(wait, &mut pass).await.is_err() {
+            wait = (wait * 2).min(WRITES_WAIT.1);
+            let pages = self.table.lock().waiting_pages(ino);
+            if !pages.is_empty() && self.forget_around(ino, &pages).await {
+                // The pass itself ends when these writes are answered.
+                return;
+            }
+        }
+    }
+
+    /// The pages around these, then these one by one. False where something else is in the way.
+    async fn forget_around(self: &Arc<Self>, ino: Ino, pages: &[u64]) -> bool {
+        let mut ranges = Vec::with_capacity(pages.len() + 1);
+        let mut start = 0;
+        for page in pages {
+            if page * PAGE_BYTES > start {
+                ranges.push((start, page * PAGE_BYTES - start));
+            }
+            start = (page + 1) * PAGE_BYTES;
+        }
+        ranges.push((start, 0));
+        let kernel = self.kernel.clone();
+        let around = self.in_kernel(move || {
+            ranges.iter().for_each(|(offset, len)| kernel.invalidate_pages(ino, *offset, *len));
+        });
+        if tokio::time::timeout(WRITES_WAIT.0, around).await.is_err() {
+            return false;
+        }
+        // A page that a write keeps locked holds nothing that could be read: had it, it would not be locked.
+        for page in pages {
+            let (kernel, offset) = (self.kernel.clone(), page * PAGE_BYTES);
+            let one = self.in_kernel(move || kernel.invalidate_pages(ino, offset, PAGE_BYTES));
+            let forgotten = tokio::time::timeout(WRITES_WAIT.0, one).await.is_ok();
+            if !forgotten && !self.table.lock().waiting_pages(ino).contains(page) {
+                return false;
+            }
+        }
+        true
     }
 
     /// Notifications can wait for requests in flight: never from the runtime's own threads.

@@ -168,6 +168,11 @@ impl FileData {
         lost > 0
     }
 
+    /// Something that was to be written to the file was lost before it came here: told every open handle once.
+    pub fn fail(&self, ino: Ino, error: FsError) {
+        self.errors.set(ino, error);
+    }
+
     /// The file is removed and nobody has it open: what was not flushed need not be.
     pub fn forget(&self, ino: Ino) {
         if let Some((_, file)) = self.files.remove(&ino) {

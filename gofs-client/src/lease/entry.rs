@@ -1,6 +1,6 @@
 //! What is known of one inode.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -40,6 +40,10 @@ pub(super) struct Entry {
     pub removing: u32,
     /// It has no name any more.
     pub removed: bool,
+    /// Pages that the kernel keeps locked for writes which wait for Write.
+    pub waiting_pages: Vec<u64>,
+    /// Offsets and bytes of pages that the kernel wrote back when they could not be taken in.
+    pub parked: VecDeque<(u64, Bytes)>,
     pub last_used: u64,
     pub cached: Cached,
     /// Of `cached`, as counted in the table's budget.
@@ -74,6 +78,8 @@ impl Entry {
             && self.holds == 0
             && self.opens == 0
             && self.removing == 0
+            && self.waiting_pages.is_empty()
+            && self.parked.is_empty()
     }
 
     pub fn bytes(&self) -> u64 {

@@ -9,12 +9,14 @@ mod entry;
 mod evict;
 mod names;
 mod opens;
+mod pages;
 mod recall;
 mod table;
 mod uses;
 
 pub use names::Listing;
 pub use opens::{Closing, Holding, Opening};
+pub use pages::PAGE_BYTES;
 pub use recall::{ReadEnd, ReadStart, Recalled, Taken};
 pub use table::{LeaseTable, NameAnswer, Permit};
 pub use uses::{UseGuard, Uses};

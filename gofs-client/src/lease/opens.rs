@@ -161,6 +161,11 @@ impl LeaseTable {
 
     /// Begins an operation that needs at least `mode` on the inode until it ends: a recall waits for it.
     pub fn hold(&mut self, ino: Ino, mode: LeaseMode, now: BootTime) -> Holding {
+        if self.is_parked(ino) { Holding::Wait } else { self.hold_before_parked(ino, mode, now) }
+    }
+
+    /// As [`LeaseTable::hold`] but without waiting for parked pages: to write these.
+    pub fn hold_before_parked(&mut self, ino: Ino, mode: LeaseMode, now: BootTime) -> Holding {
         let valid = self.is_valid(now);
         let Some(entry) = self.inodes.get_mut(&ino) else { return Holding::NeedLease };
         match (entry.lease, entry.recall) {

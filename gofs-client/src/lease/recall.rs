@@ -174,6 +174,7 @@ impl LeaseTable {
     pub fn begin_read(&self, ino: Ino, now: BootTime) -> ReadStart {
         let Some(entry) = self.inodes.get(&ino) else { return ReadStart::NeedLease };
         match (entry.lease, entry.recall) {
+            (_, None) if !entry.parked.is_empty() => ReadStart::Wait,
             (Some(lease), None | Some(Phase::Invalidate { reads_pass: true, .. })) => {
                 if self.is_valid(now) {
                     ReadStart::Go(lease.epoch)

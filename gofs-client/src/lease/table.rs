@@ -88,11 +88,12 @@ impl LeaseTable {
         self.inodes.keys().copied().collect()
     }
 
-    /// The session is lost with all its leases. Opens stay; whoever waits for a recall is let go.
+    /// The session is lost with all its leases, and parked pages with it. Opens stay.
     pub fn lose_all(&mut self) {
         for entry in self.inodes.values_mut() {
             entry.lease = None;
             entry.registered = false;
+            entry.parked.clear();
             entry.forget();
         }
         self.releasing.clear();

@@ -209,6 +209,33 @@ fn a_read_during_invalidation_waits_first_then_passes_and_is_noticed() {
 }
 
 #[test]
+fn a_page_is_parked_only_where_a_recall_waits_for_it_and_holds_back_the_rest() {
+    let mut table = table();
+    assert!(!table.must_park(FILE));
+    whole(&mut table, FILE, 2, None);
+    assert!(table.must_park(FILE));
+    assert!(table.park(FILE, 0, Bytes::from_static(b"one")));
+    assert!(!table.park(FILE, 2, Bytes::from_static(b"two")));
+    table.begin_invalidation(FILE, true);
+    let read = |table: &LeaseTable| table.with_parked(FILE, 1, vec![Bytes::from_static(b"....")]).concat();
+    assert_eq!(read(&table), b"ntwo");
+    table.end_recall(FILE, None);
+    table.learn(&node(FILE, Some(LeaseMode::Write), 5));
+    assert_eq!(table.hold(FILE, LeaseMode::Write, at(1)), Holding::Wait);
+    assert_eq!(table.begin_read(FILE, at(1)), ReadStart::Wait);
+    assert!(table.must_park(FILE), "in order behind the others");
+    assert_eq!(table.hold_before_parked(FILE, LeaseMode::Write, at(1)), Holding::Held);
+    assert_eq!(table.next_parked(FILE).unwrap().0, 0);
+    assert!(table.unpark(FILE) && !table.unpark(FILE));
+    table.end_hold(FILE);
+    assert_eq!(table.hold(FILE, LeaseMode::Write, at(1)), Holding::Held);
+    table.end_hold(FILE);
+    // Under Write the page is just taken in.
+    whole(&mut table, FILE, 5, None);
+    assert!(!table.must_park(FILE));
+}
+
+#[test]
 fn bytes_read_under_an_earlier_grant_are_read_again() {
     let mut table = table();
     whole(&mut table, FILE, 2, None);

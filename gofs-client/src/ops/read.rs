@@ -37,7 +37,10 @@ impl Client {
                             end => Some(end),
                         });
                         match end.await? {
-                            ReadEnd::Answer(permit) => return Ok(cached(bytes, permit)),
+                            ReadEnd::Answer(permit) => {
+                                let bytes = core.table.lock().with_parked(ino, offset, bytes);
+                                return Ok(cached(bytes, permit));
+                            }
                             ReadEnd::Again | ReadEnd::Wait => continue,
                         }
                     }

@@ -9,39 +9,134 @@ use crate::client::Client;
 use crate::clock::wall_time;
 use crate::core::{Core, Hold};
 use crate::handle::FileHandle;
+use crate::lease::{LeaseTable, PAGE_BYTES};
+
+/// A write that waits, and the page that the kernel may keep locked meanwhile.
+struct WaitingPage {
+    core: Arc<Core>,
+    ino: Ino,
+    page: u64,
+}
+
+impl WaitingPage {
+    fn new(core: &Arc<Core>, ino: Ino, page: u64) -> Self {
+        core.table.lock().begin_page_wait(ino, page);
+        WaitingPage { core: core.clone(), ino, page }
+    }
+}
+
+impl Drop for WaitingPage {
+    fn drop(&mut self) {
+        self.core.table.lock().end_page_wait(self.ino, self.page);
+    }
+}
 
 impl Client {
     /// Takes all of `data` at `offset`, or at the end of the file where it was opened for append. The bytes go to
     /// servers later, unless the mount or the file is synchronous.
     pub async fn write(&self, file: &FileHandle, offset: u64, data: Bytes) -> Result<u32, FsError> {
-        let offset = (!file.flags().append).then_some(offset);
-        self.put(file, offset, data).await
-    }
-
-    /// A page that the kernel writes back (a memory map's): at its offset, also where the file was opened for append.
-    pub async fn write_page(&self, file: &FileHandle, offset: u64, data: Bytes) -> Result<u32, FsError> {
-        self.put(file, Some(offset), data).await
-    }
-
-    async fn put(&self, file: &FileHandle, offset: Option<u64>, data: Bytes) -> Result<u32, FsError> {
         let ino = file.ino();
         let len = u32::try_from(data.len()).map_err(|_| FsError::Invalid)?;
-        let _hold = self.core.hold_loaded(ino).await?;
-        self.core.data.write(ino, offset, data, wall_time()).await?;
+        let offset = (!file.flags().append).then_some(offset);
+        let _hold = match self.core.hold_at_once(ino, LeaseMode::Write) {
+            Some(hold) => hold,
+            None => {
+                let last = offset.map(|offset| offset.saturating_add(u64::from(len)).saturating_sub(1));
+                // The kernel locks at most the last page of a request, and none of one that goes around its cache.
+                let _page = last
+                    .filter(|_| !file.flags().direct)
+                    .map(|last| WaitingPage::new(&self.core, ino, last / PAGE_BYTES));
+                self.core.hold(ino, LeaseMode::Write).await?
+            }
+        };
+        self.core.put(ino, offset, data).await?;
         if self.core.config.sync || file.flags().sync {
             self.core.data.flush(ino, true).await?;
+        }
+        Ok(len)
+    }
+
+    /// A page of a memory map that the kernel writes back: at its offset, also where the file was opened for append.
+    /// It never waits for a recall that waits for it.
+    pub async fn write_page(&self, file: &FileHandle, offset: u64, data: Bytes) -> Result<u32, FsError> {
+        let ino = file.ino();
+        let len = u32::try_from(data.len()).map_err(|_| FsError::Invalid)?;
+        let core = &self.core;
+        let hold = tokio::select! {
+            biased;
+            hold = core.hold(ino, LeaseMode::Write) => Some(hold?),
+            () = core.must_park(ino) => None,
+        };
+        match hold {
+            Some(_hold) => drop(core.put(ino, Some(offset), data).await?),
+            None => core.park(ino, offset, data),
         }
         Ok(len)
     }
 }
 
 impl Core {
-    /// Keeps Write on a file whose contents are known.
-    pub async fn hold_loaded(self: &Arc<Self>, ino: Ino) -> Result<Hold, FsError> {
-        let hold = self.hold(ino, LeaseMode::Write).await?;
+    /// Takes bytes in, under Write.
+    async fn put(self: &Arc<Self>, ino: Ino, offset: Option<u64>, data: Bytes) -> Result<u64, FsError> {
+        self.be_loaded(ino).await?;
+        self.data.write(ino, offset, data, wall_time()).await
+    }
+
+    async fn be_loaded(self: &Arc<Self>, ino: Ino) -> Result<(), FsError> {
         if !self.data.is_loaded(ino) {
             drop(self.fetch(ino, LeaseMode::Write).await?);
         }
+        Ok(())
+    }
+
+    /// Keeps Write on a file whose contents are known.
+    pub async fn hold_loaded(self: &Arc<Self>, ino: Ino) -> Result<Hold, FsError> {
+        let hold = self.hold(ino, LeaseMode::Write).await?;
+        self.be_loaded(ino).await?;
         Ok(hold)
+    }
+
+    async fn must_park(&self, ino: Ino) {
+        self.wait_hard(|| self.table.lock().must_park(ino).then_some(())).await;
+    }
+
+    fn park(self: &Arc<Self>, ino: Ino, offset: u64, data: Bytes) {
+        if self.table.lock().park(ino, offset, data) {
+            let core = self.clone();
+            self.runtime.spawn(async move { core.write_parked(ino).await });
+        }
+    }
+
+    /// Writes parked pages, in order, when the recall is over.
+    async fn write_parked(self: Arc<Self>, ino: Ino) {
+        loop {
+            let written = async {
+                let _hold = self.hold_by(ino, LeaseMode::Write, LeaseTable::hold_before_parked).await?;
+                // Only now: a lost session takes them away.
+                let next = self.table.lock().next_parked(ino);
+                match next {
+                    Some((offset, data)) => self.put(ino, Some(offset), data).await.map(|_| true),
+                    None => Ok(false),
+                }
+            };
+            let more = match written.await {
+                Ok(written) => written && self.table.lock().unpark(ino),
+                Err(error) => {
+                    tracing::error!(%ino, %error, "pages of a memory map could not be written and are lost");
+                    self.table.lock().drop_parked(ino);
+                    self.data.fail(ino, error);
+                    false
+                }
+            };
+            self.changed.notify_waiters();
+            if !more {
+                return;
+            }
+        }
+    }
+
+    /// Waits until the inode has no parked pages.
+    pub async fn unparked(&self, ino: Ino) -> Result<(), FsError> {
+        self.wait_for(|table| (!table.is_parked(ino)).then_some(())).await
     }
 }

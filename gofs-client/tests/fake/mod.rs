@@ -37,6 +37,8 @@ pub enum Act {
     Ignore,
     /// It is served, and the lease on that inode recalled right behind the answer.
     ThenRecall(Ino),
+    /// The lease on that inode is recalled, and it is served when that is acknowledged.
+    RecallThenServe(Ino),
 }
 
 #[derive(Default)]
@@ -313,6 +315,19 @@ impl LinkHandler for Handler {
                     changed.notify_waiters();
                 });
             }
+            Some(Act::RecallThenServe(ino)) => {
+                let epoch = state.leases.get(&ino).expect("held").epoch.0;
+                let recall = wire::Recall { ino: ino.0, epoch, keep: 0, names: Vec::new() };
+                let answer = link.call(&recall, Vec::new());
+                let (shared, changed, link) = (self.state.clone(), self.changed.clone(), link.clone());
+                tokio::spawn(async move {
+                    answer.await.expect("acknowledged");
+                    let mut state = shared.lock();
+                    state.leases.remove(&ino);
+                    state.serve(&mut Answers { link: Some(&link), granting: true }, &link, &request);
+                    changed.notify_waiters();
+                });
+            }
             None => state.serve(&mut Answers { link: Some(link), granting: true }, link, &request),
         }
         drop(state);
@@ -542,6 +557,9 @@ pub struct Kernel {
     /// Runs inside of the next invalidations of an inode, as what the kernel does meanwhile.
     pub meanwhile: Mutex<Vec<Meanwhile>>,
     pub client: Mutex<Option<Weak<Client>>>,
+    /// A page that a request in flight keeps locked.
+    locked_page: Mutex<Option<u64>>,
+    unlocked: parking_lot::Condvar,
     pub cannot_forget_names: std::sync::atomic::AtomicBool,
 }
 
@@ -550,6 +568,24 @@ pub type Meanwhile = Box<dyn FnOnce(Arc<Client>) + Send>;
 impl Kernel {
     pub fn forgotten(&self) -> Vec<String> {
         self.forgotten.lock().clone()
+    }
+
+    pub fn lock_page(&self, page: u64) {
+        *self.locked_page.lock() = Some(page);
+    }
+
+    pub fn unlock_page(&self) {
+        *self.locked_page.lock() = None;
+        self.unlocked.notify_all();
+    }
+
+    /// As the kernel does: what is locked is waited for.
+    fn wait_for_pages(&self, offset: u64, len: u64) {
+        let mut locked = self.locked_page.lock();
+        let in_the_way = |page: u64| page * 4096 >= offset && (len == 0 || page * 4096 < offset + len);
+        while locked.is_some_and(in_the_way) {
+            self.unlocked.wait(&mut locked);
+        }
     }
 }
 
@@ -560,7 +596,13 @@ impl KernelCache for Kernel {
         if let (Some(work), Some(client)) = (work, client) {
             work(client);
         }
+        self.wait_for_pages(0, 0);
         self.forgotten.lock().push(ino.to_string());
+    }
+
+    fn invalidate_pages(&self, ino: Ino, offset: u64, len: u64) {
+        self.wait_for_pages(offset, len);
+        self.forgotten.lock().push(format!("{ino} {offset}+{len}"));
     }
 
     fn invalidate_entries(&self) {

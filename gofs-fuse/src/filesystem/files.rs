@@ -123,8 +123,9 @@ impl Gofs {
             if flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
                 shared.kill_privileges(file.ino()).await?;
             }
-            if flags.contains(WriteFlags::FUSE_WRITE_CACHE) && file.flags().append {
-                shared.write_pages(file.ino(), offset, data).await
+            if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+                // A page of a memory map, by any handle of the file.
+                shared.client.write_page(&file, offset, data).await
             } else {
                 shared.client.write(&file, offset, data).await
             }
@@ -281,15 +282,6 @@ impl Shared {
     fn close(&self, file: FileHandle) {
         let client = self.client.clone();
         tokio::spawn(async move { client.release(file).await });
-    }
-
-    /// Writes dirty pages of a memory map. The kernel picks any handle of the file for that, also one for
-    /// append, where the offset would not count.
-    async fn write_pages(&self, ino: Ino, offset: u64, data: Bytes) -> Result<u32, FsError> {
-        let file = self.client.open(ino, OpenFlags { write: true, ..OpenFlags::default() }).await?;
-        let result = self.client.write(&file, offset, data).await;
-        self.client.release(file).await;
-        result
     }
 }
 

@@ -1,0 +1,112 @@
+//! Writes of the kernel that meet a recall of a lease under which they cannot be taken in (Read): the kernel forgets a
+//! page only when its lock, or its write-back, has ended, and the recall waits for that.
+//!
+//! A page of a memory map that is written back is *parked*: answered at once, written when the recall is over. Until then
+//! nothing else reads or writes the file here. What a program writes must not be answered before it can be seen
+//! everywhere; but the one page that the kernel keeps locked meanwhile holds nothing that could be read, so the
+//! recall need not wait for that page.
+
+use bytes::Bytes;
+use gofs_tree::{Ino, LeaseMode};
+
+use super::recall::Phase;
+use super::table::LeaseTable;
+
+/// Bytes of a page of the kernel, at least: what it locks.
+pub const PAGE_BYTES: u64 = 4096;
+
+impl LeaseTable {
+    /// A write whose last byte is in this page waits for Write.
+    pub fn begin_page_wait(&mut self, ino: Ino, page: u64) {
+        self.inodes.entry(ino).or_default().waiting_pages.push(page);
+        self.settle(ino);
+    }
+
+    /// It waits no longer.
+    pub fn end_page_wait(&mut self, ino: Ino, page: u64) {
+        if let Some(entry) = self.inodes.get_mut(&ino)
+            && let Some(at) = entry.waiting_pages.iter().position(|waiting| *waiting == page)
+        {
+            entry.waiting_pages.swap_remove(at);
+        }
+        self.settle(ino);
+    }
+
+    /// The pages that writes wait with, sorted.
+    pub fn waiting_pages(&self, ino: Ino) -> Vec<u64> {
+        let mut pages = self.inodes.get(&ino).map(|entry| entry.waiting_pages.clone()).unwrap_or_default();
+        pages.sort_unstable();
+        pages.dedup();
+        pages
+    }
+
+    /// Whether a page that is written back must not wait: a recall waits for it, or others are parked before it.
+    pub fn must_park(&self, ino: Ino) -> bool {
+        self.inodes.get(&ino).is_some_and(|entry| {
+            let forgets = matches!(entry.recall, Some(Phase::Drain | Phase::Invalidate { .. }));
+            let writable = entry.lease.is_some_and(|lease| lease.mode == LeaseMode::Write);
+            !entry.parked.is_empty() || (forgets && !writable)
+        })
+    }
+
+    /// Parks a page. True: it is the first, and somebody must see to it.
+    pub fn park(&mut self, ino: Ino, offset: u64, bytes: Bytes) -> bool {
+        let parked = &mut self.inodes.entry(ino).or_default().parked;
+        parked.push_back((offset, bytes));
+        let first = parked.len() == 1;
+        self.settle(ino);
+        first
+    }
+
+    /// The page parked first.
+    pub fn next_parked(&self, ino: Ino) -> Option<(u64, Bytes)> {
+        self.inodes.get(&ino)?.parked.front().cloned()
+    }
+
+    /// That page is written. True: there are more.
+    pub fn unpark(&mut self, ino: Ino) -> bool {
+        let Some(entry) = self.inodes.get_mut(&ino) else { return false };
+        entry.parked.pop_front();
+        let more = !entry.parked.is_empty();
+        self.settle(ino);
+        more
+    }
+
+    /// What is parked of the inode is lost; whether there was anything.
+    pub fn drop_parked(&mut self, ino: Ino) -> bool {
+        let Some(entry) = self.inodes.get_mut(&ino) else { return false };
+        let lost = !entry.parked.is_empty();
+        entry.parked.clear();
+        self.settle(ino);
+        lost
+    }
+
+    /// Inodes with parked pages.
+    pub fn parked(&self) -> Vec<Ino> {
+        let parked = self.inodes.iter().filter(|(_, entry)| !entry.parked.is_empty());
+        parked.map(|(ino, _)| *ino).collect()
+    }
+
+    /// Whether pages of the inode are parked.
+    pub fn is_parked(&self, ino: Ino) -> bool {
+        self.inodes.get(&ino).is_some_and(|entry| !entry.parked.is_empty())
+    }
+
+    /// Bytes from `offset` as they are with what is parked.
+    pub fn with_parked(&self, ino: Ino, offset: u64, bytes: Vec<Bytes>) -> Vec<Bytes> {
+        let Some(entry) = self.inodes.get(&ino).filter(|entry| !entry.parked.is_empty()) else {
+            return bytes;
+        };
+        let mut whole = bytes.concat();
+        let end = offset + whole.len() as u64;
+        for (start, page) in &entry.parked {
+            let from = (*start).max(offset);
+            let to = (start + page.len() as u64).min(end);
+            if from < to {
+                whole[(from - offset) as usize..(to - offset) as usize]
+                    .copy_from_slice(&page[(from - start) as usize..(to - start) as usize]);
+            }
+        }
+        vec![whole.into()]
+    }
+}
