@@ -30,12 +30,15 @@ impl Client {
         if change.size.is_some() || self.core.data.overlay(ino).is_some() {
             let _hold = self.core.hold_loaded(ino).await?;
             let attr = self.core.data.set_attr(ino, change, wall_time()).await?;
+            self.core.table.lock().forget_xattrs(ino);
             return Ok(self.cached_attr(ino).unwrap_or_else(|| Cached::once(attr)));
         }
         let op = EditOp::SetAttr { ino, change };
         let answer = self
             .core
             .edit(op, EditHints::default(), move |core, table, _, nodes| {
+                // A mode is part of the access ACL.
+                table.forget_xattrs(ino);
                 let node = Core::node_of(nodes, ino)?;
                 Some(core.answer(table, node.attr.clone(), node.grant.is_some()))
             })
