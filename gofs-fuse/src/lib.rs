@@ -14,7 +14,6 @@ mod filesystem;
 mod kernel_cache;
 pub mod log;
 mod lookups;
-mod missed;
 mod mount;
 mod options;
 mod requester;

@@ -11,6 +11,7 @@ use gofs_proto::session::{Failure, Recall, RecallReply};
 use gofs_tree::{Ino, LeaseEpoch, LeaseMode, Name};
 
 use super::Core;
+use crate::clock::BootTime;
 use crate::lease::{PAGE_BYTES, Recalled, Taken, Uses};
 
 /// How long the kernel may take to forget before reads, of which one may hold a page that it waits for, pass.
@@ -117,13 +118,15 @@ impl Core {
         let ino = request.ino;
         drain(&taken.uses).await;
         self.make_kernel_forget(ino).await;
-        self.table.lock().begin_flush(ino);
         if taken.mode == LeaseMode::Write {
             self.flush_for_recall(ino).await;
         } else {
             self.wait_hard(|| (!self.table.lock().is_held(ino)).then_some(())).await;
         }
         let mut table = self.table.lock();
+        if request.keep.is_none() && table.linger(ino, BootTime::now()) {
+            self.close_later(ino);
+        }
         let open = table.end_recall(ino, request.keep);
         if table.mode(ino).is_none() {
             self.data.drop_clean(ino);

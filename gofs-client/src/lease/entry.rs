@@ -9,6 +9,7 @@ use gofs_tree::{Attr, Ino, LeaseEpoch, LeaseMode, XattrName};
 use super::Uses;
 use super::names::Directory;
 use super::recall::Phase;
+use crate::clock::BootTime;
 
 /// Bytes that an inode's entry takes by itself, roughly: for the budget.
 const ENTRY_BYTES: u64 = 320;
@@ -34,6 +35,10 @@ pub(super) struct Entry {
     /// Operations that need the lease until they end.
     pub holds: u32,
     pub opens: u32,
+    /// When a name of it was last told to the kernel, which may be about to open it.
+    pub looked_up: Option<BootTime>,
+    /// The server is being told that it is closed.
+    pub closing: bool,
     /// The server counts this session among those that have it open.
     pub registered: bool,
     /// Removals of a name of this inode that are not answered yet.
@@ -78,6 +83,7 @@ impl Entry {
             && self.holds == 0
             && self.opens == 0
             && self.removing == 0
+            && !self.closing
             && self.waiting_pages.is_empty()
             && self.parked.is_empty()
     }

@@ -15,7 +15,7 @@ mod table;
 mod uses;
 
 pub use names::Listing;
-pub use opens::{Closing, Holding, Opening};
+pub use opens::{Closing, Holding, LINGER, Opening};
 pub use pages::PAGE_BYTES;
 pub use recall::{ReadEnd, ReadStart, Recalled, Taken};
 pub use table::{LeaseTable, NameAnswer, Permit};

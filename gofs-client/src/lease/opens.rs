@@ -1,7 +1,10 @@
 //! Which inodes are open here, and who needs their lease for a while.
 
+use std::time::Duration;
+
 use gofs_tree::{FsError, Ino, LeaseMode};
 
+use super::entry::Entry;
 use super::recall::Phase;
 use super::table::LeaseTable;
 use crate::clock::BootTime;
@@ -11,7 +14,8 @@ use crate::clock::BootTime;
 pub enum Opening {
     /// It is open and counted.
     Opened,
-    /// Its last name is being removed from here: wait for a change, then see.
+    /// Its last name is being removed from here, or the server is being told that it is closed: wait for a change,
+    /// then see.
     Wait,
     /// No lease: fetch one first.
     NeedLease,
@@ -24,6 +28,8 @@ pub enum Closing {
     Nothing,
     /// Tell the server.
     TellServer,
+    /// It stays counted: close it once more after [`LINGER`].
+    Later,
 }
 
 /// Whether an operation that needs a lease until its end may begin.
@@ -37,13 +43,24 @@ pub enum Holding {
     NeedLease,
 }
 
+/// How long after a look-up a file can still be opened though its last name has gone: until the program that asked
+/// has run again.
+pub const LINGER: Duration = Duration::from_secs(1);
+
+impl Entry {
+    /// Whether the kernel may be about to open it, asked once.
+    fn take_look_up(&mut self, now: BootTime) -> bool {
+        self.looked_up.take().is_some_and(|then| now.since(then) < LINGER)
+    }
+}
+
 impl LeaseTable {
     /// Counts an open. Under a lease the server need not know; while one is being recalled the
     /// acknowledgement will tell it.
     pub fn open(&mut self, ino: Ino, now: BootTime) -> Opening {
         let valid = self.is_valid(now);
         match self.inodes.get_mut(&ino) {
-            Some(entry) if entry.removing > 0 => Opening::Wait,
+            Some(entry) if entry.removing > 0 || entry.closing => Opening::Wait,
             Some(entry)
                 if (entry.lease.is_some() && valid)
                     || (entry.opens > 0 && (entry.registered || entry.lease.is_some())) =>
@@ -66,8 +83,11 @@ impl LeaseTable {
     }
 
     /// Uncounts an open.
-    pub fn close(&mut self, ino: Ino) -> Closing {
+    pub fn close(&mut self, ino: Ino, now: BootTime) -> Closing {
         let Some(entry) = self.inodes.get_mut(&ino) else { return Closing::Nothing };
+        if entry.opens == 1 && entry.registered && entry.take_look_up(now) {
+            return Closing::Later;
+        }
         debug_assert!(entry.opens > 0, "closed more often than opened");
         entry.opens = entry.opens.saturating_sub(1);
         self.open_count = self.open_count.saturating_sub(1);
@@ -77,15 +97,54 @@ impl LeaseTable {
     }
 
     /// Whether the server may be told that it is closed. Where it was opened again the server counts it still,
-    /// so the next close is told instead.
+    /// so the next close is told instead. True: nobody opens it until [`LeaseTable::end_closing`], which must follow;
+    /// the server would take a word on its way for the newer open, too.
     pub fn still_closed(&mut self, ino: Ino) -> bool {
-        match self.inodes.get_mut(&ino).filter(|entry| entry.opens > 0) {
-            Some(entry) => {
-                entry.registered = true;
-                false
-            }
-            None => true,
+        let entry = self.inodes.entry(ino).or_default();
+        let closed = entry.opens == 0;
+        entry.registered |= !closed;
+        entry.closing = closed;
+        self.settle(ino);
+        closed
+    }
+
+    /// The server knows that it is closed. True: that was all that kept the inode, and its lease is gone.
+    pub fn end_closing(&mut self, ino: Ino) -> bool {
+        let Some(entry) = self.inodes.get_mut(&ino) else { return false };
+        entry.closing = false;
+        let nameless = entry.removed || entry.cached.attr.as_ref().is_some_and(|attr| attr.nlink == 0);
+        let gone = nameless && entry.opens == 0;
+        if gone {
+            self.lose(ino);
+        } else {
+            self.settle(ino);
         }
+        gone
+    }
+
+    /// The kernel is being told a name of the inode, and may open it next. False where no lease is held, under which
+    /// the inode is kept for that.
+    pub fn looked_up(&mut self, ino: Ino, now: BootTime) -> bool {
+        match self.inodes.get_mut(&ino).filter(|entry| entry.lease.is_some()) {
+            Some(entry) => {
+                entry.looked_up = Some(now);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Counts an open for the kernel's sake where a lease is about to go that a look-up has just used: the open that
+    /// may follow shall find the file, also where its name is given to another meanwhile. It counts beside those that
+    /// there are, which may be about to end. True: a close must follow after [`LINGER`].
+    pub fn linger(&mut self, ino: Ino, now: BootTime) -> bool {
+        let Some(entry) = self.inodes.get_mut(&ino) else { return false };
+        if !entry.take_look_up(now) || entry.lease.is_none() || entry.removing > 0 {
+            return false;
+        }
+        entry.opens += 1;
+        self.open_count += 1;
+        true
     }
 
     /// Whether it is open here.
@@ -100,7 +159,7 @@ impl LeaseTable {
 
     /// Open inodes of which the server knows, or must be told because no lease covers them.
     pub fn registered_opens(&self) -> Vec<Ino> {
-        let uncovered = |entry: &super::entry::Entry| entry.registered || entry.lease.is_none();
+        let uncovered = |entry: &Entry| entry.registered || entry.lease.is_none();
         let open = self.inodes.iter().filter(|(_, entry)| entry.opens > 0 && uncovered(entry));
         let mut inos: Vec<Ino> = open.map(|(ino, _)| *ino).collect();
         inos.sort_unstable();

@@ -125,7 +125,8 @@ impl LeaseTable {
         }
     }
 
-    /// The kernel is done. Replies to wait for where a read was answered meanwhile, so that it must be asked again.
+    /// The kernel is done, and nothing new begins on the inode until the recall is over. Otherwise, where a read was
+    /// answered meanwhile, replies to wait for before it is asked again.
     pub fn end_invalidation(&mut self, ino: Ino) -> Option<Vec<Arc<Uses>>> {
         let entry = self.inodes.get_mut(&ino)?;
         match entry.recall {
@@ -133,13 +134,12 @@ impl LeaseTable {
                 entry.recall = Some(Phase::Drain);
                 Some(entry.split_uses())
             }
-            _ => None,
+            Some(_) => {
+                entry.recall = Some(Phase::Flush);
+                None
+            }
+            None => None,
         }
-    }
-
-    /// Nothing new begins on the inode until the recall is over.
-    pub fn begin_flush(&mut self, ino: Ino) {
-        self.set_phase(ino, Phase::Flush);
     }
 
     fn set_phase(&mut self, ino: Ino, phase: Phase) {

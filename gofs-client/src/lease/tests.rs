@@ -179,7 +179,7 @@ fn writes_of_the_kernel_pass_while_it_forgets_and_wait_while_they_are_flushed() 
     whole(&mut table, FILE, 3, None);
     table.begin_invalidation(FILE, false);
     assert_eq!(table.hold(FILE, LeaseMode::Write, at(1)), Holding::Held);
-    table.begin_flush(FILE);
+    assert!(table.end_invalidation(FILE).is_none());
     assert_eq!(table.hold(FILE, LeaseMode::Write, at(1)), Holding::Wait);
     assert!(table.is_held(FILE));
     table.end_hold(FILE);
@@ -201,9 +201,9 @@ fn a_read_during_invalidation_waits_first_then_passes_and_is_noticed() {
     assert!(uses.iter().any(|uses| !uses.is_drained()), "and only after the reply is out");
     drop(permit);
     table.begin_invalidation(FILE, false);
+    table.let_reads_pass(FILE);
     assert!(table.end_invalidation(FILE).is_none());
-    table.begin_flush(FILE);
-    assert!(matches!(table.end_read(FILE, epoch, at(1)), ReadEnd::Wait));
+    assert!(matches!(table.end_read(FILE, epoch, at(1)), ReadEnd::Wait), "nobody would notice it");
     table.end_recall(FILE, None);
     assert!(matches!(table.end_read(FILE, epoch, at(1)), ReadEnd::Again));
 }
@@ -254,8 +254,8 @@ fn an_open_file_is_registered_by_the_acknowledgement_and_its_last_close_is_told(
     whole(&mut table, FILE, 2, None);
     assert!(table.end_recall(FILE, None));
     assert_eq!(table.registered_opens(), [FILE]);
-    assert_eq!(table.close(FILE), Closing::Nothing);
-    assert_eq!(table.close(FILE), Closing::TellServer);
+    assert_eq!(table.close(FILE, at(1)), Closing::Nothing);
+    assert_eq!(table.close(FILE, at(1)), Closing::TellServer);
     assert_eq!(table.opens(), 0);
 }
 
@@ -263,7 +263,79 @@ fn an_open_file_is_registered_by_the_acknowledgement_and_its_last_close_is_told(
 fn a_close_under_a_lease_is_told_nobody() {
     let mut table = table();
     table.open(FILE, at(1));
-    assert_eq!(table.close(FILE), Closing::Nothing);
+    assert_eq!(table.close(FILE, at(1)), Closing::Nothing);
+}
+
+#[test]
+fn a_file_that_was_just_looked_up_can_be_opened_after_its_lease_is_gone() {
+    let mut table = table();
+    assert!(table.looked_up(FILE, at(1)));
+    whole(&mut table, FILE, 2, None);
+    assert!(table.linger(FILE, at(1)));
+    assert!(table.end_recall(FILE, None), "the server is told that it is open");
+    assert_eq!(table.open(FILE, at(1)), Opening::Opened);
+    assert_eq!(table.close(FILE, at(1)), Closing::Nothing);
+    assert_eq!(table.close(FILE, at(2)), Closing::TellServer);
+}
+
+#[test]
+fn a_look_up_long_ago_or_of_what_is_not_held_keeps_nothing() {
+    let mut table = table();
+    assert!(table.looked_up(FILE, at(1)));
+    whole(&mut table, FILE, 2, None);
+    assert!(!table.linger(FILE, at(2)));
+    assert!(!table.end_recall(FILE, None));
+    assert!(!table.looked_up(FILE, at(2)));
+    assert!(!table.looked_up(Ino(99), at(2)));
+}
+
+/// The kernel tells of a close late, maybe between a look-up and its open.
+#[test]
+fn a_close_does_not_end_what_a_look_up_has_just_found() {
+    let mut table = table();
+    assert_eq!(table.open(FILE, at(1)), Opening::Opened);
+    assert!(table.looked_up(FILE, at(1)));
+    whole(&mut table, FILE, 2, None);
+    assert!(table.linger(FILE, at(1)), "though it is open");
+    assert!(table.end_recall(FILE, None));
+    assert_eq!(table.close(FILE, at(1)), Closing::Nothing);
+    assert_eq!(table.open(FILE, at(1)), Opening::Opened);
+    assert_eq!(table.close(FILE, at(1)), Closing::Nothing);
+    // As an orphan, with a new lease.
+    table.learn(&node(FILE, Some(LeaseMode::Read), 5));
+    assert!(table.looked_up(FILE, at(2)));
+    assert_eq!(table.close(FILE, at(2)), Closing::Later);
+    assert_eq!(table.close(FILE, at(3)), Closing::TellServer);
+}
+
+#[test]
+fn an_open_waits_for_a_close_that_is_on_its_way() {
+    let mut table = table();
+    assert_eq!(table.open(FILE, at(1)), Opening::Opened);
+    whole(&mut table, FILE, 2, None);
+    table.end_recall(FILE, None);
+    assert_eq!(table.close(FILE, at(1)), Closing::TellServer);
+    table.learn(&node(FILE, Some(LeaseMode::Read), 5));
+    assert!(table.still_closed(FILE));
+    assert_eq!(table.open(FILE, at(1)), Opening::Wait, "the server would count it as closed, too");
+    assert!(!table.end_closing(FILE));
+    assert_eq!(table.open(FILE, at(1)), Opening::Opened);
+    assert!(!table.still_closed(FILE), "open again before the close was told");
+}
+
+#[test]
+fn what_has_no_name_is_gone_with_its_close() {
+    let mut table = table();
+    assert_eq!(table.open(FILE, at(1)), Opening::Opened);
+    whole(&mut table, FILE, 2, None);
+    table.end_recall(FILE, None);
+    let mut orphan = node(FILE, Some(LeaseMode::Read), 5);
+    orphan.attr.nlink = 0;
+    table.learn(&orphan);
+    assert_eq!(table.close(FILE, at(1)), Closing::TellServer);
+    assert!(table.still_closed(FILE));
+    assert!(table.end_closing(FILE));
+    assert_eq!(table.open(FILE, at(1)), Opening::NeedLease, "not under the lease of a file that is gone");
 }
 
 #[test]
@@ -284,7 +356,7 @@ fn a_removed_file_that_is_open_is_the_servers_to_keep_until_the_close() {
     assert!(table.removed(FILE));
     assert!(table.is_removed(FILE));
     assert_eq!(table.attr(FILE, at(1)).unwrap().0.nlink, 0);
-    assert_eq!(table.close(FILE), Closing::TellServer);
+    assert_eq!(table.close(FILE, at(1)), Closing::TellServer);
 }
 
 #[test]

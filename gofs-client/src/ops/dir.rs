@@ -13,7 +13,7 @@ use crate::clock::BootTime;
 use crate::core::Core;
 use crate::core::learn::{cached, garbled, overlaid};
 use crate::handle::{DirHandle, DirItem};
-use crate::lease::{Closing, Listing, NameAnswer};
+use crate::lease::{Closing, LINGER, Listing, NameAnswer};
 
 /// Entries asked for at once: without and with attributes, which may bring a small file's bytes each.
 const PAGE_ENTRIES: (u32, u32) = (4096, 512);
@@ -64,15 +64,28 @@ impl Core {
     pub fn close(self: &Arc<Self>, ino: Ino) {
         let mut table = self.table.lock();
         let removed = table.is_removed(ino);
-        let closing = table.close(ino);
+        let closing = table.close(ino, BootTime::now());
         if removed && !table.is_open(ino) {
             // Nobody can look at it any more; what was not written need not be.
             self.data.forget(ino);
         }
         drop(table);
-        if closing == Closing::TellServer {
-            self.tell_closed(ino);
+        match closing {
+            Closing::Nothing => {}
+            Closing::TellServer => self.tell_closed(ino),
+            Closing::Later => self.close_later(ino),
         }
+    }
+
+    /// Uncounts an open that is there only for one that a look-up may bring.
+    pub fn close_later(self: &Arc<Self>, ino: Ino) {
+        let core = Arc::downgrade(self);
+        self.runtime.spawn(async move {
+            tokio::time::sleep(LINGER).await;
+            if let Some(core) = core.upgrade() {
+                core.close(ino);
+            }
+        });
     }
 }
 

@@ -116,6 +116,13 @@ impl Core {
             if let Err(error) = core.session.tell(Closed { ino: ino.0 }, still_closed).await {
                 tracing::debug!(%ino, %error, "a close was not told");
             }
+            {
+                let mut table = core.table.lock();
+                if table.end_closing(ino) {
+                    core.data.forget(ino);
+                }
+            }
+            core.changed.notify_waiters();
         });
     }
 }

@@ -11,7 +11,7 @@ use fuser::{
     ReplyWrite, Request, WriteFlags,
 };
 use gofs_client::{Fallocate, FileHandle, OpenFlags, Whence};
-use gofs_tree::{FsError, Ino, Mode};
+use gofs_tree::{FsError, Mode};
 
 use super::{GENERATION, Gofs, Shared, keeps_privileges, name};
 
@@ -25,13 +25,12 @@ impl Gofs {
             if flags.truncate && !privileged {
                 shared.kill_privileges(ino).await?;
             }
-            let opened = shared.client.open(ino, flags).await;
-            if matches!(opened, Err(FsError::Stale | FsError::NotFound)) {
-                shared.missed.note();
-                // The kernel looks the path up once more, and then opens what it finds.
-                return Err(FsError::Stale);
+            match shared.client.open(ino, flags).await {
+                // The kernel knew the name, and it names another file by now. Told so it looks the path up once
+                // more, and what is looked up can be opened.
+                Err(FsError::NotFound) => Err(FsError::Stale),
+                result => result,
             }
-            opened
         };
         self.serve_or_undo(
             request,
@@ -265,17 +264,6 @@ impl Shared {
         let handle = self.new_handle();
         self.files.insert(handle, file);
         fuser::FileHandle(handle)
-    }
-
-    /// Keeps a file open for as long as the OPEN that follows a look-up may take.
-    pub(super) async fn hold_for_open(&self, ino: Ino) {
-        if let Ok(file) = self.client.open(ino, OpenFlags { read: true, ..OpenFlags::default() }).await {
-            let client = self.client.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(crate::missed::HOLD).await;
-                client.release(file).await;
-            });
-        }
     }
 
     /// Closes a file of which the kernel never heard.

@@ -51,8 +51,6 @@ struct Shared {
     dirs: DashMap<u64, DirHandle>,
     /// Numbers of open files and directories, never used twice.
     next_handle: AtomicU64,
-    /// Whether an open has just missed its file: see [`crate::missed`].
-    missed: crate::missed::Missed,
     /// What replies to READDIR and READDIRPLUS hold.
     pages: dirs::PageSize,
     pages_plus: dirs::PageSize,
@@ -77,7 +75,6 @@ impl Gofs {
             next_handle: AtomicU64::new(1),
             pages: dirs::PageSize::default(),
             pages_plus: dirs::PageSize::default(),
-            missed: crate::missed::Missed::default(),
         };
         Gofs { shared: Arc::new(shared), runtime, wakeful, capabilities }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fuser::{Errno, INodeNo, ReplyEmpty, ReplyEntry, Request};
 use gofs_client::Cached;
-use gofs_tree::{Attr, FileType, FsError, Mode, NewNode, RenameFlags};
+use gofs_tree::{Attr, FsError, Mode, NewNode, RenameFlags};
 
 use super::{GENERATION, Gofs, Shared, name};
 use crate::convert::no_attr;
@@ -17,16 +17,7 @@ impl Gofs {
     pub(super) fn do_lookup(&self, request: &Request, parent: INodeNo, entry: &OsStr, answer: ReplyEntry) {
         let shared = self.shared.clone();
         let (parent, entry) = (shared.map.ino(parent), name(entry));
-        let work = async move {
-            let found = shared.client.lookup(parent, &entry?).await?;
-            if let Some(attr) = &found.value
-                && attr.file_type == FileType::File
-                && shared.missed.lately()
-            {
-                shared.hold_for_open(attr.ino).await;
-            }
-            Ok(found)
-        };
+        let work = async move { shared.client.lookup(parent, &entry?).await };
         self.serve(request, answer, work, |shared, answer, found| match found.value {
             Some(_) => shared.entry(answer, found.map(|attr| attr.expect("it was just seen to be there"))),
             None if found.entry_ttl.is_zero() => answer.error(Errno::ENOENT),
