@@ -31,7 +31,7 @@ async fn content(client: &Client, file: &FileHandle) -> Vec<u8> {
 
 async fn write(client: &Client, file: &FileHandle, bytes: &'static [u8]) {
     assert_eq!(
-        client.write(file, 0, Bytes::from_static(bytes)).await,
+        client.write(file, 0, file.flags().append, Bytes::from_static(bytes)).await,
         Ok(bytes.len() as u32)
     );
 }
@@ -357,6 +357,21 @@ async fn a_look_up_is_answered_only_with_what_can_be_opened_then() {
     assert_eq!(lookups, 3, "one for a, two for b");
 }
 
+/// fcntl(2) sets O_APPEND when the file is open, and the kernel may know an older end of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_appends_if_it_says_so_and_the_kernel_forgets_where_it_had_put_it() {
+    let fake = Fake::start().await;
+    let ino = fake.put_file("a", b"head");
+    let (client, kernel) = fake.mount().await;
+    let file = client.open(ino, RW).await.unwrap();
+    assert_eq!(client.write(&file, 4, true, Bytes::from_static(b"1")).await, Ok(1));
+    assert!(!kernel.forgotten().contains(&format!("{ino} 4+1")), "it was right");
+    assert_eq!(client.write(&file, 4, true, Bytes::from_static(b"2")).await, Ok(1));
+    assert!(kernel.forgotten().contains(&format!("{ino} 4+1")));
+    assert_eq!(client.write(&file, 0, false, Bytes::from_static(b"H")).await, Ok(1));
+    assert_eq!(content(&client, &file).await, b"Head12");
+}
+
 /// The kernel locks the last page of a write that it does not have; two hosts that write to one file would wait
 /// for each other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -367,7 +382,7 @@ async fn a_recall_does_not_wait_for_a_page_of_a_write_that_waits_for_it() {
     let file = client.open(ino, RW).await.unwrap();
     kernel.lock_page(0);
     fake.next::<wire::Fetch>(Act::RecallThenServe(ino));
-    let writing = client.write(&file, 2, Bytes::from_static(b"XY"));
+    let writing = client.write(&file, 2, false, Bytes::from_static(b"XY"));
     let written = tokio::time::timeout(Duration::from_secs(10), writing).await;
     assert_eq!(written.expect("must not wait for itself"), Ok(2));
     assert!(kernel.forgotten().contains(&format!("{ino} 4096+0")), "{:?}", kernel.forgotten());
@@ -600,7 +615,7 @@ async fn appends_go_to_the_end_and_written_pages_to_their_place() {
     let ino = fake.put_file("a", b"head");
     let (client, _) = fake.mount().await;
     let file = client.open(ino, OpenFlags { append: true, ..RW }).await.unwrap();
-    assert_eq!(client.write(&file, 0, Bytes::from_static(b"tail")).await, Ok(4));
+    assert_eq!(client.write(&file, 0, true, Bytes::from_static(b"tail")).await, Ok(4));
     assert_eq!(content(&client, &file).await, b"headtail");
     assert_eq!(client.write_page(&file, 0, Bytes::from_static(b"HEAD")).await, Ok(4));
     assert_eq!(content(&client, &file).await, b"HEADtail");

@@ -192,6 +192,18 @@ impl Core {
         }
     }
 
+    /// Pages into which the kernel has put bytes that were written elsewhere, because another mount has moved the end of
+    /// the file. A page that it keeps locked until the write is answered cannot be read, and goes then.
+    pub async fn forget_misplaced(self: &Arc<Self>, ino: Ino, offset: u64, len: u64) {
+        let kernel = self.kernel.clone();
+        let pass = self.in_kernel(move || kernel.invalidate_pages(ino, offset, len));
+        let pause = self.pause(WRITES_WAIT.0);
+        tokio::select! {
+            () = pass => {}
+            () = pause => {}
+        }
+    }
+
     /// The pages around these, then these one by one. False where something else is in the way.
     async fn forget_around(self: &Arc<Self>, ino: Ino, pages: &[u64]) -> bool {
         let mut ranges = Vec::with_capacity(pages.len() + 1);

@@ -32,24 +32,32 @@ impl Drop for WaitingPage {
 }
 
 impl Client {
-    /// Takes all of `data` at `offset`, or at the end of the file where it was opened for append. The bytes go to
-    /// servers later, unless the mount or the file is synchronous.
-    pub async fn write(&self, file: &FileHandle, offset: u64, data: Bytes) -> Result<u32, FsError> {
+    /// Takes all of `data` at `offset`, or at the end of the file if `append`, whichever way the file was opened:
+    /// fcntl(2) may have changed that; then `offset` is where the kernel takes the end to be. The bytes go to servers
+    /// later, unless the mount or the file is synchronous.
+    pub async fn write(
+        &self,
+        file: &FileHandle,
+        offset: u64,
+        append: bool,
+        data: Bytes,
+    ) -> Result<u32, FsError> {
         let ino = file.ino();
         let len = u32::try_from(data.len()).map_err(|_| FsError::Invalid)?;
-        let offset = (!file.flags().append).then_some(offset);
+        let through_cache = !file.flags().direct && !file.flags().append;
         let _hold = match self.core.hold_at_once(ino, LeaseMode::Write) {
             Some(hold) => hold,
             None => {
-                let last = offset.map(|offset| offset.saturating_add(u64::from(len)).saturating_sub(1));
+                let last = offset.saturating_add(u64::from(len)).saturating_sub(1);
                 // The kernel locks at most the last page of a request, and none of one that goes around its cache.
-                let _page = last
-                    .filter(|_| !file.flags().direct)
-                    .map(|last| WaitingPage::new(&self.core, ino, last / PAGE_BYTES));
+                let _page = through_cache.then(|| WaitingPage::new(&self.core, ino, last / PAGE_BYTES));
                 self.core.hold(ino, LeaseMode::Write).await?
             }
         };
-        self.core.put(ino, offset, data).await?;
+        let at = self.core.put(ino, (!append).then_some(offset), data).await?;
+        if through_cache && at != offset {
+            self.core.forget_misplaced(ino, offset, u64::from(len)).await;
+        }
         if self.core.config.sync || file.flags().sync {
             self.core.data.flush(ino, true).await?;
         }

@@ -113,6 +113,7 @@ impl Gofs {
         offset: u64,
         data: &[u8],
         flags: WriteFlags,
+        open_flags: i32,
         answer: ReplyWrite,
     ) {
         let shared = self.shared.clone();
@@ -126,7 +127,9 @@ impl Gofs {
                 // A page of a memory map, by any handle of the file.
                 shared.client.write_page(&file, offset, data).await
             } else {
-                shared.client.write(&file, offset, data).await
+                // As they are now, not as they were at the open: fcntl changes them.
+                let append = open_flags & libc::O_APPEND != 0;
+                shared.client.write(&file, offset, append, data).await
             }
         };
         self.serve(request, answer, work, |_, answer, written| answer.written(written));

@@ -156,11 +156,11 @@ impl Filesystem for Gofs {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.do_write(request, handle, offset, data, write_flags, reply);
+        self.do_write(request, handle, offset, data, write_flags, flags.0, reply);
     }
 
     fn flush(&self, request: &Request, _: INodeNo, handle: FileHandle, owner: LockOwner, reply: ReplyEmpty) {

@@ -108,6 +108,14 @@ pub fn fallocate(file: &File, mode: i32, offset: u64, length: u64) -> io::Result
     check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset as i64, length as i64) } as isize).map(drop)
 }
 
+/// Sets O_APPEND on an open file.
+pub fn set_append(file: &File) -> io::Result<()> {
+    // SAFETY: an open file, no memory.
+    let flags = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) } as isize)? as i32;
+    // SAFETY: as above.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_APPEND) } as isize).map(drop)
+}
+
 /// copy_file_range(2), once; how many bytes it copied.
 pub fn copy_range(from: &File, offset: u64, to: &File, to_offset: u64, length: usize) -> io::Result<usize> {
     let (mut offset, mut to_offset) = (offset as i64, to_offset as i64);

@@ -522,15 +522,30 @@ fn a_file_replaced_by_rename_stays_readable_where_it_is_open() {
 
 #[test]
 fn appends_from_two_mounts_are_neither_lost_nor_torn() {
+    append_from_two(6, |path| OpenOptions::new().append(true).create(true).open(path).unwrap());
+}
+
+#[test]
+fn appends_by_o_append_set_after_the_open_are_not_lost() {
+    // Records of 32 bytes: none crosses the end of a page, where the kernel would make two writes of it.
+    append_from_two(15, |path| {
+        let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let file = options.unwrap();
+        posix::set_append(&file).unwrap();
+        file
+    });
+}
+
+fn append_from_two(digits: usize, open: fn(&Path) -> File) {
     const RECORDS: usize = 2_000;
     let cluster = Cluster::start();
     let mounts = [cluster.mount("a"), cluster.mount("b")];
     std::thread::scope(|scope| {
         for (number, mount) in mounts.iter().enumerate() {
             scope.spawn(move || {
-                let mut file = OpenOptions::new().append(true).create(true).open(mount.join("log")).unwrap();
+                let mut file = open(&mount.join("log"));
                 for record in 0..RECORDS {
-                    file.write_all(format!("writer {number} record {record:06}\n").as_bytes()).unwrap();
+                    file.write_all(format!("writer {number} record {record:0digits$}\n").as_bytes()).unwrap();
                 }
             });
         }
