@@ -16,6 +16,12 @@ const PAGE: u64 = 65_536;
 /// Bytes copied at a time.
 const COPY_BYTES: u64 = 4 << 20;
 
+/// Bytes of a file that are alike.
+enum Stretch {
+    Data(u32),
+    Hole(u64),
+}
+
 /// The first byte of data (or of a hole) at or after `from` in a chunk of `len` bytes with these extents.
 fn next_in_chunk(extents: &[Extent], from: u64, len: u64, hole: bool) -> Option<u64> {
     let mut at = from;
@@ -98,7 +104,8 @@ impl FileData {
         Ok(None)
     }
 
-    /// Copies up to `len` bytes and returns how many (fewer at the end of `from`). Needs Read on `from`, Write on `to`.
+    /// Copies up to `len` bytes and returns how many (fewer at the end of `from`); holes stay holes. Needs Read on
+    /// `from`, Write on `to`.
     pub async fn copy_range(
         self: &Arc<Self>,
         from: Ino,
@@ -119,9 +126,13 @@ impl FileData {
         }
         let mut done = 0;
         while done < len {
-            let part = (len - done).min(COPY_BYTES) as u32;
-            let copied = match self.copy_part(from, from_offset + done, to, to_offset + done, part, now).await
-            {
+            let at = to_offset + done;
+            let copied = match self.stretch(&source, from_offset + done, len - done).await {
+                Ok(Stretch::Data(part)) => self.copy_part(from, from_offset + done, to, at, part, now).await,
+                Ok(Stretch::Hole(part)) => self.leave_hole(to, at, at + part, now).await.map(|()| part),
+                Err(error) => Err(error),
+            };
+            let copied = match copied {
                 Ok(copied) => copied,
                 // What was copied counts; the error comes with the next call.
                 Err(_) if done > 0 => break,
@@ -133,6 +144,48 @@ impl FileData {
             done += copied;
         }
         Ok(done)
+    }
+
+    /// What is at `offset` of the file, up to `len` bytes from there.
+    async fn stretch(self: &Arc<Self>, file: &File, offset: u64, len: u64) -> Result<Stretch, FsError> {
+        let size = file.look(FileState::size);
+        // Not worth a flush.
+        if size <= u64::from(self.config.inline_max) {
+            return Ok(Stretch::Data(len.min(COPY_BYTES) as u32));
+        }
+        let data = match self.seek(file.ino, offset, false).await {
+            Ok(data) => data,
+            Err(FsError::NoData) => size.max(offset),
+            Err(error) => return Err(error),
+        };
+        if data > offset {
+            return Ok(Stretch::Hole((data - offset).min(len)));
+        }
+        let end = match self.seek(file.ino, offset, true).await {
+            Ok(end) => end,
+            // The file has become shorter.
+            Err(FsError::NoData) => offset,
+            Err(error) => return Err(error),
+        };
+        Ok(Stretch::Data((end - offset).min(len).min(COPY_BYTES) as u32))
+    }
+
+    /// Makes `[start, end)` read as zeros, and the file at least as long, without writing zeros.
+    async fn leave_hole(
+        self: &Arc<Self>,
+        ino: Ino,
+        start: u64,
+        end: u64,
+        now: Timestamp,
+    ) -> Result<(), FsError> {
+        let size = self.file(ino).ok_or(FsError::NotCached)?.look(FileState::size);
+        if start < size {
+            self.punch(ino, start, end, now).await?;
+        }
+        if end > size {
+            self.allocate(ino, end, now).await?;
+        }
+        Ok(())
     }
 
     async fn copy_part(

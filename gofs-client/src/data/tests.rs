@@ -518,6 +518,31 @@ async fn a_range_is_copied_within_the_cluster() {
     assert_eq!(mount.data.copy_range(INO, 0, INO, 300_000, 100, now).await, Ok(100));
 }
 
+#[tokio::test]
+async fn a_copy_has_the_holes_of_its_source() {
+    let mount = Mount::new(|_| {}).await;
+    mount.write(0, &pattern(8192, 1)).await;
+    mount.write(3 * CHUNK, &pattern(4096, 2)).await;
+    mount.truncate(5 * CHUNK).await;
+    let source = mount.read(0, 5 * CHUNK as u32).await;
+    for (other, before) in [(Ino(3), 0), (Ino(4), 6 * CHUNK)] {
+        mount.cluster.create(other);
+        mount.data.load(other, mount.cluster.content(other));
+        let now = mount.cluster.now();
+        if before > 0 {
+            let bytes = pattern(before as usize, 3).into();
+            mount.data.write(other, Some(0), bytes, now).await.unwrap();
+        }
+        assert_eq!(mount.data.copy_range(INO, 0, other, 0, 1 << 40, now).await, Ok(5 * CHUNK));
+        let copy = mount.data.read(other, 0, 5 * CHUNK as u32).await.unwrap().concat();
+        assert!(copy == source, "over {before} bytes");
+        assert_eq!(mount.data.seek(other, 0, true).await, Ok(8192));
+        assert_eq!(mount.data.seek(other, 8192, false).await, Ok(3 * CHUNK));
+        let behind = mount.data.seek(other, 3 * CHUNK + 4096, false).await;
+        assert_eq!(behind, if before > 0 { Ok(5 * CHUNK) } else { Err(FsError::NoData) });
+    }
+}
+
 /// Random operations against a byte model, with connections that break and servers that go away and come back.
 async fn random_workload(seed: u64, steps: usize, faults: bool) {
     let mount = Mount::new(|config| {
