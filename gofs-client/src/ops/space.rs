@@ -7,7 +7,8 @@ use crate::clock::wall_time;
 use crate::handle::{Fallocate, FileHandle, Whence};
 
 impl Client {
-    /// fallocate(2). NotSupported for space reserved past the end: nothing could keep that promise.
+    /// fallocate(2). Space past the end that the size shall not show is not reserved, because space is counted by
+    /// sizes; NoSpace where there is not even room for it now.
     pub async fn fallocate(
         &self,
         file: &FileHandle,
@@ -21,7 +22,10 @@ impl Client {
         }
         let end = offset.checked_add(len).filter(|end| *end <= FILE_SIZE_MAX).ok_or(FsError::FileTooLarge)?;
         if what == (Fallocate::Allocate { keep_size: true }) {
-            return Err(FsError::NotSupported);
+            let size = self.getattr(ino).await?.value.size;
+            let more = end.saturating_sub(size);
+            let fits = more == 0 || more <= self.core.statfs().await?.free_bytes;
+            return if fits { Ok(()) } else { Err(FsError::NoSpace) };
         }
         let _hold = self.core.hold_loaded(ino).await?;
         let data = &self.core.data;

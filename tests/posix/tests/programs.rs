@@ -299,6 +299,53 @@ fn holes_stay_holes() {
 }
 
 #[test]
+fn a_copy_of_a_sparse_file_is_sparse() {
+    let (_cluster, mount) = one_mount();
+    let file = File::create_new(mount.join("sparse")).unwrap();
+    file.write_all_at(&[1; 8192], 4 << 20).unwrap();
+    file.write_all_at(&[2; 8192], 100 << 20).unwrap();
+    file.set_len(300 << 20).unwrap();
+    let blocks = |name: &str| {
+        File::open(mount.join(name)).unwrap().sync_all().unwrap();
+        let metadata = fs::metadata(mount.join(name)).unwrap();
+        assert_eq!(metadata.len(), 300 << 20, "{name}");
+        metadata.blocks() * 512
+    };
+    shell(mount.path(), "cp --reflink=auto --sparse=auto sparse copy; cmp sparse copy");
+    let whole = File::create_new(mount.join("whole")).unwrap();
+    let mut done = 0;
+    while done < 300 << 20 {
+        done += posix::copy_range(&File::open(mount.join("sparse")).unwrap(), done, &whole, done, 1 << 30)
+            .unwrap() as u64;
+    }
+    run("cmp", &[&path(mount.path(), "sparse"), &path(mount.path(), "whole")]);
+    for name in ["sparse", "copy", "whole"] {
+        assert!(blocks(name) <= 1 << 20, "{name}: {} bytes", blocks(name));
+    }
+}
+
+#[test]
+fn space_is_preallocated_as_far_as_there_is_any() {
+    let cluster = Cluster::start();
+    cluster.create_namespace("small", &["--quota-bytes", "10MiB"]);
+    let mount = cluster.mount_as("m", "small", "");
+    shell(
+        mount.path(),
+        "printf x > f; fallocate -n -o 0 -l 1M f; fallocate -n -o 5M -l 1M f; test $(stat -c %s f) = 1",
+    );
+    assert_eq!(fs::read(mount.join("f")).unwrap(), b"x");
+    shell(mount.path(), "fallocate -l 2M g; test $(stat -c %s g) = 2097152");
+    let refused = try_shell(mount.path(), "fallocate -n -l 20M f");
+    assert!(refused.status != 0 && refused.stderr.contains("No space left"), "{refused:?}");
+    let local = scratch();
+    shell(local.path(), "head -c 3000000 /dev/urandom > data");
+    shell(
+        local.path(),
+        &format!("rsync --preallocate data {0}/data; cmp data {0}/data", mount.path().display()),
+    );
+}
+
+#[test]
 fn dd_with_o_direct_reads_and_writes() {
     let (_cluster, mount) = one_mount();
     let local = scratch();
