@@ -10,6 +10,7 @@ use std::{
 };
 
 use gofs_proto::{
+    OTHER_CLUSTER_METADATA,
     cluster::{self, heartbeat_server, instruction, report},
     negotiate,
 };
@@ -142,7 +143,7 @@ async fn accept(
 ) -> Result<cluster::Accepted, Status> {
     let server = ChunkServerId(register.server);
     let Some(version) = negotiate(register.version, register.oldest_version) else {
-        return Err(Status::failed_precondition(format!(
+        return Err(Status::unimplemented(format!(
             "ChunkServer {server} speaks protocol versions {} to {}, this MetaServer {} to {}: upgrade the older one",
             register.oldest_version,
             register.version,
@@ -168,19 +169,23 @@ async fn accept(
         return Err(Status::unavailable("the cluster is being made: try again"));
     };
     if !register.cluster.is_empty() && register.cluster[..] != cluster[..] {
-        return Err(Status::failed_precondition(format!(
+        let mut status = Status::failed_precondition(format!(
             "ChunkServer {server} at {} belongs to cluster {}, this is cluster {}: check its --meta, or give it an empty data directory",
             register.address,
             hex(&register.cluster),
             hex(&cluster)
-        )));
+        ));
+        if let Ok(value) = hex(&cluster).parse() {
+            status.metadata_mut().insert(OTHER_CLUSTER_METADATA, value);
+        }
+        return Err(status);
     }
     let labels = register.labels.clone().into_iter().collect();
     let known = group.state().server(server).map_err(unreadable)?;
     if known.is_none_or(|known| known.address != register.address || known.labels != labels) {
         let command = Command::RegisterServer { server, address: register.address.clone(), labels };
         match group.propose(command).await.map_err(propose_status)? {
-            CommandOutcome::Refused(refusal) => return Err(Status::failed_precondition(refusal.to_string())),
+            CommandOutcome::Refused(refusal) => return Err(Status::internal(refusal.to_string())),
             _ => tracing::info!(
                 server = server.0,
                 address = register.address,

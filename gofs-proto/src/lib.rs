@@ -39,6 +39,10 @@ pub const PROTOCOL_VERSION: u32 = 1;
 /// Oldest protocol version that this build understands.
 pub const OLDEST_PROTOCOL_VERSION: u32 = 1;
 
+/// Name of the metadata in which a MetaServer that refuses a ChunkServer of another cluster names its own, in
+/// hexadecimal. No other refusal has it: every other may pass.
+pub const OTHER_CLUSTER_METADATA: &str = "gofs-other-cluster";
+
 /// The version both ends speak, or `None` where their ranges do not meet.
 pub fn negotiate(newest: u32, oldest: u32) -> Option<u32> {
     let common = newest.min(PROTOCOL_VERSION);

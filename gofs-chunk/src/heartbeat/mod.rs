@@ -15,7 +15,7 @@ use gofs_proto::cluster::heartbeat_client::HeartbeatClient;
 use gofs_proto::cluster::{
     self, ChunkReport, ChunkState, Instruction, Register, Report, instruction, report,
 };
-use gofs_proto::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
+use gofs_proto::{OLDEST_PROTOCOL_VERSION, OTHER_CLUSTER_METADATA, PROTOCOL_VERSION};
 use gofs_tree::SessionId;
 use rand::RngExt;
 use tokio::sync::mpsc;
@@ -55,6 +55,7 @@ pub struct Announcement {
 }
 
 /// Why a stream ended.
+#[derive(Debug)]
 enum Ended {
     /// Another server leads.
     Elsewhere(String),
@@ -193,7 +194,7 @@ fn chain_of(error: &dyn std::error::Error) -> String {
 fn refused(status: tonic::Status) -> Ended {
     match status.metadata().get("gofs-leader").and_then(|leader| leader.to_str().ok()) {
         Some(leader) if !leader.is_empty() => Ended::Elsewhere(leader.to_owned()),
-        _ if status.code() == tonic::Code::FailedPrecondition => {
+        _ if status.metadata().contains_key(OTHER_CLUSTER_METADATA) => {
             Ended::WrongCluster(status.message().to_owned())
         }
         _ => Ended::Failed(format!("{}: {}", status.code(), status.message())),
@@ -299,4 +300,22 @@ fn status(service: &Service) -> cluster::Status {
 fn load() -> f64 {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::*;
+
+    #[test]
+    fn only_a_metaserver_of_another_cluster_stops_this_server() {
+        let upgrade = Status::failed_precondition("upgrade the older one");
+        for passing in [upgrade, Status::unimplemented("versions"), Status::internal("its storage")] {
+            assert!(matches!(refused(passing), Ended::Failed(_)));
+        }
+        let mut other = Status::failed_precondition("this is cluster 01");
+        other.metadata_mut().insert(OTHER_CLUSTER_METADATA, "01".parse().unwrap());
+        assert!(matches!(refused(other), Ended::WrongCluster(why) if why == "this is cluster 01"));
+    }
 }

@@ -468,4 +468,13 @@ async fn fences_reach_servers_and_strangers_are_refused() {
     let Err(refused) = Fake::start(&meta, 5, Arc::default(), vec![9; 16]).await else { panic!() };
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
     assert!(refused.message().contains("belongs to cluster 0909"), "{}", refused.message());
+    assert!(refused.metadata().contains_key(gofs_proto::OTHER_CLUSTER_METADATA));
+    // What passes with an upgrade must not stop the server for good.
+    let mut client = HeartbeatClient::connect(format!("http://{}", meta.address)).await.unwrap();
+    let ahead = gofs_proto::PROTOCOL_VERSION + 1;
+    let register =
+        cluster::Register { version: ahead, oldest_version: ahead, server: 6, ..Default::default() };
+    let refused = client.beat(tokio_stream::once(body(report::Body::Register(register)))).await.unwrap_err();
+    assert!(refused.message().contains("upgrade"), "{}", refused.message());
+    assert!(!refused.metadata().contains_key(gofs_proto::OTHER_CLUSTER_METADATA));
 }
