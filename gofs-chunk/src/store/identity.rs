@@ -27,6 +27,8 @@ pub struct Identity {
     pub server: ChunkServerId,
     /// This directory, chosen at random when it was made.
     pub disk: u64,
+    /// How often the server had started when it last used this directory: one that was away lags behind the others.
+    pub starts: u64,
 }
 
 /// Why a data directory is refused.
@@ -133,8 +135,8 @@ pub fn write(dir: &Path, identity: &Identity) -> Result<(), IdentityError> {
 fn encode(identity: &Identity) -> String {
     let cluster = identity.cluster.map_or("none".to_owned(), |id| hex(&id));
     let text = format!(
-        "{FIRST_LINE}\ncluster {cluster}\nserver {:016x}\ndisk {:016x}\n",
-        identity.server.0, identity.disk
+        "{FIRST_LINE}\ncluster {cluster}\nserver {:016x}\ndisk {:016x}\nstarts {:016x}\n",
+        identity.server.0, identity.disk, identity.starts
     );
     format!("{text}crc32c {:08x}\n", crc32c::crc32c(text.as_bytes()))
 }
@@ -165,14 +167,20 @@ fn decode(text: &str, path: &Path) -> Result<Identity, IdentityError> {
             Some(id.to_be_bytes())
         }
     };
-    Ok(Identity { cluster, server: ChunkServerId(number("server")?), disk: number("disk")? })
+    Ok(Identity {
+        cluster,
+        server: ChunkServerId(number("server")?),
+        disk: number("disk")?,
+        starts: number("starts")?,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const IDENTITY: Identity = Identity { cluster: Some([0x1f; 16]), server: ChunkServerId(3), disk: 4 };
+    const IDENTITY: Identity =
+        Identity { cluster: Some([0x1f; 16]), server: ChunkServerId(3), disk: 4, starts: 5 };
 
     #[test]
     fn an_identity_comes_back_as_it_was_written() {
@@ -188,7 +196,8 @@ mod tests {
     fn the_format_is_the_one_of_version_1() {
         let text = encode(&IDENTITY);
         let body = "gofs chunk directory, format 1\ncluster 1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f\n\
-                    server 0000000000000003\ndisk 0000000000000004\ncrc32c ";
+                    server 0000000000000003\ndisk 0000000000000004\n\
+                    starts 0000000000000005\ncrc32c ";
         assert_eq!(&text[..body.len()], body);
     }
 

@@ -132,20 +132,26 @@ impl Store {
             .collect();
         let (server, cluster) = agree(&known)?;
         let server = server.unwrap_or_else(|| ChunkServerId(rand::rng().random_range(1..u64::MAX)));
+        let starts = known.iter().map(|(_, identity)| identity.starts).max().unwrap_or(0) + 1;
+        let mut used = Vec::new();
         for (dir, claim) in claims {
             let wanted = Identity {
                 cluster,
                 server,
                 disk: claim.identity.map_or_else(|| rand::rng().random(), |id| id.disk),
+                starts,
             };
-            let opened = if claim.identity == Some(wanted) { Ok(()) } else { identity::write(dir, &wanted) }
-                .map_err(|error| error.to_string())
-                .and_then(|()| {
-                    Disk::open(dir, wanted.disk, claim, options, changes.clone())
-                        .map_err(|error| error.to_string())
-                });
+            let used_until = claim.identity.map_or(starts, |identity| identity.starts);
+            let opened = identity::write(dir, &wanted).map_err(|error| error.to_string()).and_then(|()| {
+                Disk::open(dir, wanted.disk, claim, options, changes.clone())
+                    .map_err(|error| error.to_string())
+            });
             slots.push(match opened {
-                Ok(disk) => Slot::Up { disk: Arc::new(disk), identity: Mutex::new(wanted) },
+                Ok(disk) => {
+                    let disk = Arc::new(disk);
+                    used.push((disk.clone(), used_until));
+                    Slot::Up { disk, identity: Mutex::new(wanted) }
+                }
                 Err(error) => down(dir, &error),
             });
         }
@@ -159,7 +165,7 @@ impl Store {
         let creating = (0..CREATE_LOCKS).map(|_| Mutex::default()).collect();
         let store =
             Store { server, cluster: RwLock::new(cluster), slots, changes, creating, boot: options.boot };
-        store.drop_doubles();
+        drop_doubles(&used);
         Ok(store)
     }
 
@@ -402,19 +408,20 @@ impl Store {
         }
         result
     }
+}
 
-    /// A chunk is on two disks when one of them was away for a while: the newer stays.
-    fn drop_doubles(&self) {
-        let disks: Vec<_> = self.disks().collect();
-        for (i, disk) in disks.iter().enumerate() {
-            for chunk in disk.chunk_ids() {
-                for other in &disks[i + 1..] {
-                    let (Some(a), Some(b)) = (disk.info(chunk), other.info(chunk)) else { continue };
-                    let worse = if (b.corrupt, a.version) <= (a.corrupt, b.version) { disk } else { other };
-                    tracing::warn!(%chunk, disk = %worse.path().display(), "on two data directories: the older goes");
-                    if let Err(error) = worse.delete(chunk, None) {
-                        tracing::error!(%chunk, %error, "chunk stays on two data directories");
-                    }
+/// A chunk is on two disks when one of them was away for a while: the newer stays, and of two that have the same
+/// version the one on the disk that was used last.
+fn drop_doubles(used: &[(Arc<Disk>, u64)]) {
+    for (i, (disk, starts)) in used.iter().enumerate() {
+        for chunk in disk.chunk_ids() {
+            for (other, other_starts) in &used[i + 1..] {
+                let (Some(a), Some(b)) = (disk.info(chunk), other.info(chunk)) else { continue };
+                let rank = |info: ChunkInfo, starts: u64| (info.version, starts, !info.corrupt);
+                let worse = if rank(a, *starts) <= rank(b, *other_starts) { disk } else { other };
+                tracing::warn!(%chunk, disk = %worse.path().display(), "on two data directories: the older goes");
+                if let Err(error) = worse.delete(chunk, None) {
+                    tracing::error!(%chunk, %error, "chunk stays on two data directories");
                 }
             }
         }

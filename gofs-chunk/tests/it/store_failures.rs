@@ -322,3 +322,26 @@ fn half_a_copy_is_gone_after_a_kill() {
     let left: Vec<_> = std::fs::read_dir(dir[0].join("chunks/01")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
 }
+
+#[test]
+fn a_chunk_that_was_made_anew_while_its_disk_was_away_is_kept() {
+    for away in 0..2 {
+        let root = tempfile::tempdir().unwrap();
+        let both = [root.path().join("a"), root.path().join("b")];
+        let store = Store::open(&both, &options()).unwrap();
+        for chunk in 1..=40 {
+            store.write(ChunkId(chunk), VERSION, 0, b"old", WriteMode::Create, Ack::Cached).unwrap();
+        }
+        let disk = store.disks().find(|disk| disk.path() == both[away]).unwrap();
+        let chunk = disk.chunk_ids()[0];
+        store.close().unwrap();
+        drop(store);
+        let store = Store::open(&both[1 - away..2 - away], &options()).unwrap();
+        store.write(chunk, VERSION, 0, b"new", WriteMode::Create, Ack::Cached).unwrap();
+        store.close().unwrap();
+        drop(store);
+        let store = Store::open(&both, &options()).unwrap();
+        assert_eq!(store.list().len(), 40);
+        assert_eq!(store.read(chunk, VERSION, 0, 3).unwrap(), b"new", "away: {away}");
+    }
+}
