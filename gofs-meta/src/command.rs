@@ -182,6 +182,8 @@ pub enum Command {
         from: ChunkVersion,
         /// What it becomes, more than `from`.
         to: ChunkVersion,
+        /// How many servers have it at `to`, or were told to make it.
+        copies: u32,
     },
     /// Forgets a chunk that is to be deleted and that no server has any more.
     ForgetChunk {
@@ -329,11 +331,12 @@ impl Encode for Command {
                 out.u8(SWEEP_NAMESPACE);
                 out.u32(id.0);
             }
-            Command::SetChunkVersion { chunk, from, to } => {
+            Command::SetChunkVersion { chunk, from, to, copies } => {
                 out.u8(SET_CHUNK_VERSION);
                 out.u64(chunk.0);
                 out.u64(from.0);
                 out.u64(to.0);
+                out.u32(*copies);
             }
             Command::ForgetChunk { chunk } => {
                 out.u8(FORGET_CHUNK);
@@ -400,6 +403,7 @@ impl Encode for Command {
                 chunk: ChunkId(from.u64()?),
                 from: ChunkVersion(from.u64()?),
                 to: ChunkVersion(from.u64()?),
+                copies: from.u32()?,
             },
             FORGET_CHUNK => Command::ForgetChunk { chunk: ChunkId(from.u64()?) },
             REGISTER_SERVER => Command::RegisterServer {
@@ -468,7 +472,12 @@ mod tests {
             Command::SetNamespace { id: NamespaceId(1), config },
             Command::DeleteNamespace { id: NamespaceId(1) },
             Command::SweepNamespace { id: NamespaceId(1) },
-            Command::SetChunkVersion { chunk: ChunkId(1), from: ChunkVersion(2), to: ChunkVersion(3) },
+            Command::SetChunkVersion {
+                chunk: ChunkId(1),
+                from: ChunkVersion(2),
+                to: ChunkVersion(3),
+                copies: 2,
+            },
             Command::ForgetChunk { chunk: ChunkId(1) },
             Command::RegisterServer {
                 server: ChunkServerId(9),
@@ -500,9 +509,14 @@ mod tests {
 
     #[test]
     fn golden_bytes_of_a_command() {
-        let command =
-            Command::SetChunkVersion { chunk: ChunkId(0x0102), from: ChunkVersion(3), to: ChunkVersion(4) };
-        let golden = [1, 8, 2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0];
+        let command = Command::SetChunkVersion {
+            chunk: ChunkId(0x0102),
+            from: ChunkVersion(3),
+            to: ChunkVersion(4),
+            copies: 5,
+        };
+        let golden =
+            [1, 8, 2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0];
         assert_eq!(command.to_bytes(), golden);
     }
 

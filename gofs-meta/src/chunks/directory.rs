@@ -46,8 +46,8 @@ impl Replica {
 pub struct Entry {
     /// At most one for each server.
     pub replicas: Vec<Replica>,
-    /// Placed in this term by this leader, so that no unknown server can have it.
-    pub born_here: bool,
+    /// Placed by this leader: at this version, on so many servers, and on no other.
+    pub placed: Option<(ChunkVersion, usize)>,
     /// Highest version that any server was ever asked to take in this term.
     pub asked: ChunkVersion,
     /// When the chunk was first heard of in this term.
@@ -62,7 +62,7 @@ impl Entry {
     fn new(now: Instant) -> Self {
         Entry {
             replicas: Vec::new(),
-            born_here: false,
+            placed: None,
             asked: ChunkVersion(0),
             seen: now,
             under_since: None,
@@ -189,7 +189,7 @@ impl Directory {
             }
         }
         if let Some(entry) = self.chunks.get_mut(&chunk) {
-            entry.born_here = true;
+            entry.placed = Some((version, servers.len()));
         }
         self.changed.insert(chunk);
     }

@@ -22,6 +22,8 @@ use super::{ChunkConfig, Entry, Replica, ServerTable};
 pub struct Record {
     /// Committed version.
     pub version: ChunkVersion,
+    /// Most servers that can have it at that version; 0 = not known.
+    pub copies: u32,
     /// Replicas wanted; 0 = leave it alone.
     pub goal: u32,
     /// No file refers to it any more.

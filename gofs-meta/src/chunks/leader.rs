@@ -109,7 +109,6 @@ impl Leader {
     pub fn view<'a>(&'a self, config: &ChunkConfig, now: Instant) -> View<'a> {
         View {
             servers: &self.servers,
-            term: self.term,
             began: self.began,
             now,
             settled: self.settled,

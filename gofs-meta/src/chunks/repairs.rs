@@ -105,11 +105,13 @@ impl Repairs {
             let Some(&source) = good.iter().find(|&&id| !busy(id)) else { continue };
             let mut avoid: Vec<ChunkServerId> =
                 servers.alive().map(|server| server.id).filter(|&id| busy(id)).collect();
-            let failed_target = failed.map(|(_, target)| *target);
-            avoid.extend(failed_target);
+            // Better not where it failed, nor on a disk that spoiled it; what is there may also be of use one day.
+            let busy_ones = avoid.len();
+            avoid.extend(failed.map(|(_, target)| *target));
+            avoid.extend(entry.replicas.iter().map(|replica| replica.server));
             let mut target = placement::choose(servers, &good, &avoid, 1, config.reserve_bytes, rng);
-            if target.is_empty() && failed_target.is_some() {
-                avoid.pop();
+            if target.is_empty() {
+                avoid.truncate(busy_ones);
                 target = placement::choose(servers, &good, &avoid, 1, config.reserve_bytes, rng);
             }
             if let Some(&target) = target.first() {
@@ -143,7 +145,7 @@ mod tests {
     use rand::{SeedableRng, rngs::StdRng};
 
     use super::*;
-    use crate::chunks::{Directory, Disk};
+    use crate::chunks::{Directory, Disk, Reported};
 
     fn servers(count: u64) -> ServerTable {
         let mut table = ServerTable::default();
@@ -187,6 +189,26 @@ mod tests {
         repairs.finished(ChunkId(2), true, now);
         let third = repairs.next(&config, &table, |c| directory.entry(c), now, &mut rng).unwrap();
         assert_eq!(third.chunk, ChunkId(3));
+    }
+
+    #[test]
+    fn a_copy_goes_to_a_server_with_a_bad_replica_only_where_there_is_no_other() {
+        let config = ChunkConfig::default();
+        let mut directory = Directory::default();
+        let now = Instant::now();
+        on(&mut directory, 1, &[1]);
+        let corrupt = Reported { chunk: ChunkId(1), version: ChunkVersion(1), gone: false, corrupt: true };
+        directory.report(ChunkServerId(2), corrupt, false, now);
+        for (count, expected) in [(3, 3), (2, 2)] {
+            for seed in 0..10 {
+                let mut repairs = Repairs::default();
+                repairs.want(ChunkId(1), 1);
+                let mut rng = StdRng::seed_from_u64(seed);
+                let table = servers(count);
+                let copy = repairs.next(&config, &table, |c| directory.entry(c), now, &mut rng).unwrap();
+                assert_eq!(copy.target, ChunkServerId(expected));
+            }
+        }
     }
 
     #[test]

@@ -106,6 +106,8 @@ pub struct ChunkService {
     group: Arc<MetaGroup>,
     config: ChunkConfig,
     leader: Mutex<Leader>,
+    /// Itself, for tasks that outlive a call.
+    own: Weak<ChunkService>,
 }
 
 /// A chunk whose replicas only the holder changes; given back when dropped.
@@ -139,8 +141,8 @@ enum Changed {
 impl ChunkService {
     /// Starts its tasks, which end when the last other reference is dropped.
     pub fn new(group: Arc<MetaGroup>, config: ChunkConfig) -> Arc<Self> {
-        let service =
-            Arc::new(ChunkService { group, config, leader: Mutex::new(Leader::new(Instant::now())) });
+        let leader = Mutex::new(Leader::new(Instant::now()));
+        let service = Arc::new_cyclic(|own| ChunkService { group, config, leader, own: own.clone() });
         tokio::spawn(follow_leadership(Arc::downgrade(&service)));
         tokio::spawn(plan(Arc::downgrade(&service)));
         service
@@ -234,7 +236,7 @@ impl ChunkService {
 
     /// A writer says that these replicas did not take its bytes. They are left out: the others move to a new
     /// version, which is committed and answered. A call with an old version gets the
-    /// present location. `Io` where no replica is left, `Busy` where it cannot be said now: answer
+    /// present location. `Io` where every replica is said to have failed, `Busy` where it cannot be said now: answer
     /// RETRY; `NotFound` where the chunk is not there.
     pub async fn replica_failed(
         &self,
@@ -242,26 +244,39 @@ impl ChunkService {
         version: ChunkVersion,
         failed: &[ChunkServerId],
     ) -> Result<(ChunkVersion, Vec<(ChunkServerId, String)>), FsError> {
-        let changing = self.wait_to_change(chunk).await?;
-        let record = self.record(chunk).filter(|record| !record.deleted).ok_or(FsError::NotFound)?;
-        if record.version != version {
-            drop(changing);
-            return match self.for_writing(chunk).await {
-                Location::At { version, servers } => Ok((version, servers)),
-                Location::Wait | Location::Unwritten | Location::Absent { may_return: true } => {
-                    Err(FsError::Busy)
-                }
-                Location::Absent { may_return: false } => Err(FsError::Io),
-                Location::NoChunk => Err(FsError::NotFound),
-            };
+        let live = || self.record(chunk).filter(|record| !record.deleted).ok_or(FsError::NotFound);
+        if live()?.version == version {
+            let changing = self.wait_to_change(chunk).await?;
+            let record = live()?;
+            if record.version == version {
+                return self.leave_out(&changing, &record, failed).await;
+            }
         }
-        tracing::warn!(chunk = chunk.0, version = version.0, ?failed, "replicas failed in a write");
-        let unseen = self.never_seen(chunk, &record);
-        match self.change(&changing, failed, None).await {
+        match self.for_writing(chunk).await {
+            Location::At { version, servers } => Ok((version, servers)),
+            Location::Wait | Location::Unwritten | Location::Absent { may_return: true } => {
+                Err(FsError::Busy)
+            }
+            Location::Absent { may_return: false } => Err(FsError::Io),
+            Location::NoChunk => Err(FsError::NotFound),
+        }
+    }
+
+    async fn leave_out(
+        &self,
+        changing: &Changing<'_>,
+        record: &ChunkRecord,
+        failed: &[ChunkServerId],
+    ) -> Result<(ChunkVersion, Vec<(ChunkServerId, String)>), FsError> {
+        let chunk = changing.chunk;
+        tracing::warn!(chunk = chunk.0, version = record.version.0, ?failed, "replicas failed in a write");
+        let unseen = self.never_seen(chunk, record);
+        match self.change(changing, failed, None).await {
             Changed::Committed { version, holders, .. } => Ok((version, self.addresses(&holders))),
             Changed::NoSurvivor if unseen && self.someone_lacks(chunk, failed) => {
-                self.place_anew(&changing, &record, failed).await
+                self.place_anew(changing, record, failed).await
             }
+            Changed::NoSurvivor if self.others_exist(chunk, record.version, failed) => Err(FsError::Busy),
             Changed::NoSurvivor => {
                 tracing::error!(chunk = chunk.0, ?failed, "no replica of a chunk is left to write to");
                 Err(FsError::Io)
@@ -270,16 +285,48 @@ impl ChunkService {
         }
     }
 
-    /// A reader found bad bytes on a server, or no chunk. With `corrupt` the replica is not
-    /// read from until its server has verified it; found bad, it is replaced and then deleted.
+    /// A client found bad bytes on a server (`corrupt`), or no chunk. A replica with bad bytes is not
+    /// read from until its server has verified it; found bad, it is replaced and then deleted. One that
+    /// is really not there is left out, and replaced.
     pub fn bad_replica(&self, chunk: ChunkId, server: ChunkServerId, corrupt: bool) {
         let mut leader = self.leader.lock();
-        let known = leader.directory.entry(chunk).is_some_and(|entry| entry.on(server).is_some());
-        if !known || (corrupt && !leader.directory.suspect(server, chunk, Instant::now())) {
+        let known = leader.directory.entry(chunk).and_then(|entry| entry.on(server));
+        let Some(replica) = known.filter(|replica| replica.confirmed) else { return };
+        let version = replica.version;
+        if !leader.directory.suspect(server, chunk, Instant::now()) {
             return;
         }
         tracing::warn!(chunk = chunk.0, server = server.0, corrupt, "a client could not read a replica");
-        leader.verify(server, chunk);
+        if corrupt {
+            leader.verify(server, chunk);
+        } else {
+            drop(leader);
+            if let Some(service) = self.own.upgrade() {
+                tokio::spawn(service.probe(chunk, server, version));
+            }
+        }
+    }
+
+    /// Asks a server whether it has the chunk at this version; if not, the chunk goes on without it.
+    async fn probe(self: Arc<Self>, chunk: ChunkId, server: ChunkServerId, version: ChunkVersion) {
+        let Some(changing) = self.begin_change(chunk) else { return };
+        let answer = {
+            let mut leader = self.leader.lock();
+            // A version set to what it is changes nothing and fails where it is not.
+            let set = cluster::SetVersion { chunk: chunk.0, from: version.0, to: version.0 };
+            leader.instruct(server, instruction::Body::SetVersion(set))
+        };
+        match tokio::time::timeout(self.config.answer_timeout, answer).await {
+            Ok(Ok(Ok(()))) => self.leader.lock().directory.cleared(server, chunk),
+            Ok(Ok(Err(error))) => {
+                tracing::warn!(chunk = chunk.0, server = server.0, error, "a replica is not where it was");
+                if self.record(chunk).is_some_and(|record| record.version == version) {
+                    self.change(&changing, &[server], None).await;
+                }
+            }
+            // The end of its connection, or its silence, is dealt with as such.
+            Ok(Err(_)) | Err(_) => {}
+        }
     }
 
     /// Room on the live servers.
@@ -478,7 +525,7 @@ impl ChunkService {
     fn never_seen(&self, chunk: ChunkId, record: &ChunkRecord) -> bool {
         let leader = self.leader.lock();
         let new = leader.directory.entry(chunk).is_some_and(|entry| {
-            entry.born_here
+            entry.placed.is_some_and(|(version, _)| version == record.version)
                 && entry
                     .replicas
                     .iter()
@@ -501,6 +548,19 @@ impl ChunkService {
         })
     }
 
+    /// Whether another server has the chunk, which is dead or did not answer and may do so later.
+    fn others_exist(&self, chunk: ChunkId, version: ChunkVersion, failed: &[ChunkServerId]) -> bool {
+        let leader = self.leader.lock();
+        leader.directory.entry(chunk).is_some_and(|entry| {
+            entry.replicas.iter().any(|replica| {
+                replica.confirmed
+                    && replica.version >= version
+                    && !replica.corrupt
+                    && !failed.contains(&replica.server)
+            })
+        })
+    }
+
     /// Gives an unwritten chunk new servers, under a version that whoever was promised it before never had.
     async fn place_anew(
         &self,
@@ -519,7 +579,7 @@ impl ChunkService {
             });
             next_version(changing.term, floor)
         };
-        if !self.commit(chunk, record.version, to).await {
+        if !self.commit(chunk, record.version, to, ids.len()).await {
             return Err(FsError::Busy);
         }
         let mut leader = self.leader.lock();
@@ -558,7 +618,7 @@ impl ChunkService {
                     yes
                 }
                 Step::Commit { from, to, holders, copied } => {
-                    return if self.commit(chunk, from, to).await {
+                    return if self.commit(chunk, from, to, holders.len()).await {
                         Changed::Committed { version: to, holders, copied }
                     } else {
                         Changed::Lost
@@ -657,8 +717,10 @@ impl ChunkService {
         yes
     }
 
-    async fn commit(&self, chunk: ChunkId, from: ChunkVersion, to: ChunkVersion) -> bool {
-        match self.group.propose(Command::SetChunkVersion { chunk, from, to }).await {
+    /// `copies`: how many servers have the version, or are about to make the chunk at it.
+    async fn commit(&self, chunk: ChunkId, from: ChunkVersion, to: ChunkVersion, copies: usize) -> bool {
+        let copies = copies as u32;
+        match self.group.propose(Command::SetChunkVersion { chunk, from, to, copies }).await {
             Ok(CommandOutcome::Done) => true,
             Ok(outcome) => {
                 tracing::info!(chunk = chunk.0, ?outcome, "a chunk's version was not moved");
@@ -835,7 +897,7 @@ struct Round {
 }
 
 fn plain(record: &ChunkRecord) -> Record {
-    Record { version: record.version, goal: record.goal, deleted: record.deleted }
+    Record { version: record.version, copies: record.copies, goal: record.goal, deleted: record.deleted }
 }
 
 /// Begins and ends terms as the group says.

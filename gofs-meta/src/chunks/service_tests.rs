@@ -459,6 +459,81 @@ async fn a_corrupt_replica_is_replaced_and_then_deleted() {
     assert!(found.iter().all(|(server, _)| *server != id), "{found:?}");
 }
 
+/// A server's disk goes away, the chunk is written, the disk comes back with its old bytes.
+async fn written_while_a_disk_is_away(new_leader: bool) {
+    let mut meta = Meta::start().await;
+    let mut servers = fakes(&meta, 1..=2).await;
+    meta.make_file(2).await;
+    let chunk = meta.write_chunk(0, 2, &servers).await;
+    let old = servers[1].held.lock().chunks.remove(&chunk).unwrap();
+    if new_leader {
+        let held: Vec<_> = servers.drain(..).map(|server| (server.id, server.held.clone())).collect();
+        meta.restart().await;
+        for (id, held) in held {
+            servers.push(Fake::start(&meta, id.0, held, meta.cluster()).await.unwrap());
+        }
+    } else {
+        servers[1].tell(chunk).await;
+    }
+    until("one holder is known", || {
+        matches!(meta.chunks.replicas(chunk), Location::At { version: READ_ONLY, servers } if servers.len() == 1)
+    })
+    .await;
+    // No pause: the planner must not be what saves the bytes.
+    let mut location = meta.chunks.for_writing(chunk).await;
+    while location == Location::Wait {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        location = meta.chunks.for_writing(chunk).await;
+    }
+    let Location::At { version, .. } = location else { panic!("{location:?}") };
+    assert!(version > old.0, "the version of the replica that is away is written again");
+    servers[1].held.lock().chunks.entry(chunk).or_insert(old);
+    servers[1].tell(chunk).await;
+    for _ in 0..50 {
+        if let Location::At { servers: found, .. } = meta.chunks.replicas(chunk) {
+            let stale = found.iter().any(|(id, _)| {
+                servers.iter().any(|server| server.id == *id && server.version(chunk) == Some(old.0))
+            });
+            assert!(!stale, "the old bytes count as current: {found:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    until("both are current again", || {
+        let version = committed(&meta, chunk);
+        version > old.0 && holders(&servers, chunk, version) == 2
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_was_away_during_a_write_does_not_come_back_as_current() {
+    written_while_a_disk_is_away(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_where_a_new_leader_never_saw_what_was_on_it() {
+    written_while_a_disk_is_away(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_a_reader_misses_is_asked_for_and_left_out() {
+    let mut meta = Meta::start().await;
+    let servers = fakes(&meta, 1..=2).await;
+    meta.make_file(2).await;
+    let chunk = meta.write_chunk(0, 2, &servers).await;
+    meta.chunks.bad_replica(chunk, servers[0].id, false);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(committed(&meta, chunk), ChunkVersion(1), "it is there after all");
+    // Gone, and the report of that was lost.
+    servers[1].held.lock().chunks.remove(&chunk);
+    meta.chunks.bad_replica(chunk, servers[1].id, false);
+    until("it is made again", || {
+        let version = committed(&meta, chunk);
+        version > ChunkVersion(1) && holders(&servers, chunk, version) == 2
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fences_reach_servers_and_strangers_are_refused() {
     let meta = Meta::start().await;

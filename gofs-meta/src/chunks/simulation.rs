@@ -1,4 +1,4 @@
-//! A whole cluster in one thread, from a seed: servers that die and come back, answers
+//! A whole cluster in one thread, from a seed: servers and disks that die and come back, answers
 //! that get lost, instructions that are carried out late, leaders that change, writers with old locations.
 //!
 //! Each replica carries the number of the last write it took. Checked at every step:
@@ -30,6 +30,8 @@ struct Stored {
 struct Host {
     up: bool,
     chunks: BTreeMap<ChunkId, Stored>,
+    /// On a disk that is away and may come back.
+    away: BTreeMap<ChunkId, Stored>,
 }
 
 /// An instruction on its way, perhaps to be carried out long after its sender gave up.
@@ -61,6 +63,8 @@ struct Cluster {
     state: BTreeMap<ChunkId, Truth>,
     forgotten: Vec<ChunkId>,
     next_chunk: u64,
+    /// Replicas that the namespace asks for.
+    goal: u32,
     writers: HashMap<ChunkId, Known>,
     late: Vec<Errand>,
     // The leader's memory, lost with it.
@@ -94,6 +98,7 @@ impl Cluster {
             state: BTreeMap::new(),
             forgotten: Vec::new(),
             next_chunk: 1,
+            goal: GOAL,
             writers: HashMap::new(),
             late: Vec::new(),
             term: 0,
@@ -288,10 +293,11 @@ impl Cluster {
                         yes.push(target);
                     }
                 }
-                Step::Commit { from, to, copied, .. } => {
+                Step::Commit { from, to, holders, copied } => {
                     let truth = self.state.get_mut(&chunk).unwrap();
                     assert_eq!(truth.record.version, from);
                     truth.record.version = to;
+                    truth.record.copies = holders.len() as u32;
                     self.note(chunk, ("commit", from, to));
                     return copied || target.is_none();
                 }
@@ -305,7 +311,6 @@ impl Cluster {
         let waited = self.now - self.began;
         View {
             servers: &self.servers,
-            term: self.term,
             began: self.began,
             now: self.now,
             settled: self.servers.all_listed() || waited > self.config.dead_after + self.config.settle,
@@ -318,7 +323,7 @@ impl Cluster {
             &self.servers,
             &[],
             &[],
-            GOAL as usize,
+            self.goal as usize,
             self.config.reserve_bytes,
             &mut self.rng,
         );
@@ -328,7 +333,7 @@ impl Cluster {
         let chunk = ChunkId(self.next_chunk);
         self.next_chunk += 1;
         let version = ChunkVersion(1);
-        let record = Record { version, goal: GOAL, deleted: false };
+        let record = Record { version, copies: self.goal, goal: self.goal, deleted: false };
         self.state.insert(chunk, Truth { record, acknowledged: 0 });
         self.directory.promise(chunk, version, &servers, self.now);
         self.writers.insert(chunk, Known { version, servers, created: false });
@@ -455,7 +460,10 @@ impl Cluster {
 
     fn check_not_the_last(&self, server: ChunkServerId, chunk: ChunkId, gone: Stored) {
         let Some(truth) = self.state.get(&chunk).filter(|truth| !truth.record.deleted) else { return };
-        let left = self.hosts.values().filter_map(|host| host.chunks.get(&chunk));
+        let left = self
+            .hosts
+            .values()
+            .flat_map(|host| [host.chunks.get(&chunk), host.away.get(&chunk)].into_iter().flatten());
         let good =
             left.filter(|left| left.version >= truth.record.version && left.write >= truth.acknowledged);
         assert!(good.count() > 0, "{server} deleted the last good replica of {chunk}: {gone:?}");
@@ -468,8 +476,14 @@ impl Cluster {
                 continue;
             }
             let mut versions = Vec::new();
-            for (id, host) in &self.hosts {
-                let Some(stored) = host.chunks.get(chunk) else { continue };
+            let stored = self.hosts.iter().flat_map(|(id, host)| {
+                let there = host.chunks.get(chunk);
+                // One that comes back beside another of its version goes.
+                let away = host.away.get(chunk);
+                let away = away.filter(|away| there.is_none_or(|there| there.version < away.version));
+                there.into_iter().chain(away).map(move |stored| (id, stored))
+            });
+            for (id, stored) in stored {
                 versions.push((id, *stored));
                 assert!(
                     stored.version < truth.record.version || stored.write >= truth.acknowledged,
@@ -489,6 +503,33 @@ impl Cluster {
         }
     }
 
+    /// Disks of a server go away or come back, with some of its chunks.
+    fn disks(&mut self, id: ChunkServerId, calm: bool) {
+        let host = &self.hosts[&id];
+        if host.away.is_empty() && !calm && self.chance(1) {
+            let host = self.hosts.get_mut(&id).unwrap();
+            let gone: Vec<ChunkId> = host.chunks.keys().copied().filter(|chunk| chunk.0 % 2 == 0).collect();
+            for chunk in gone {
+                let host = self.hosts.get_mut(&id).unwrap();
+                host.away.extend(host.chunks.remove_entry(&chunk));
+                self.note(chunk, ("away", id));
+                self.report(id, chunk);
+            }
+        } else if calm || self.chance(10) {
+            let host = self.hosts.get_mut(&id).unwrap();
+            for (chunk, stored) in std::mem::take(&mut host.away) {
+                let host = self.hosts.get_mut(&id).unwrap();
+                // On two disks: the newer stays, of equals the one that was not away.
+                let there = host.chunks.entry(chunk).or_insert(stored);
+                if stored.version > there.version {
+                    *there = stored;
+                }
+                self.note(chunk, ("back", id));
+                self.report(id, chunk);
+            }
+        }
+    }
+
     fn step(&mut self, calm: bool) {
         self.now += Duration::from_millis(self.rng.random_range(100..1500));
         let ids: Vec<ChunkServerId> = self.hosts.keys().copied().collect();
@@ -504,12 +545,19 @@ impl Cluster {
             } else if !host.up && rise {
                 host.up = true;
             }
+            self.disks(id, calm);
             if self.hosts[&id].up && !self.servers.is_alive(id) && (calm || self.chance(50)) {
                 self.connect(id);
             }
         }
         if !calm && self.chance(1) {
             self.elect();
+        }
+        if calm || self.chance(1) {
+            self.goal = if calm { GOAL } else { self.rng.random_range(1..=3) };
+            for truth in self.state.values_mut() {
+                truth.record.goal = self.goal;
+            }
         }
         if !calm && self.state.len() < 12 && self.chance(30) {
             self.create();
@@ -578,7 +626,9 @@ fn no_acknowledged_write_is_lost_and_every_goal_is_reached() {
             let seed = seed.parse().expect("GOFS_SEED is a number");
             seed..seed + 1
         }
-        Err(_) => 0..60u64,
+        Err(_) => {
+            0..std::env::var("GOFS_SEEDS").map_or(60, |seeds| seeds.parse().expect("GOFS_SEEDS is a number"))
+        }
     };
     let mut done = (0, 0, 0);
     for seed in seeds {

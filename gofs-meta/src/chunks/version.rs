@@ -12,11 +12,6 @@ pub fn next_version(term: u64, floor: ChunkVersion) -> ChunkVersion {
     ChunkVersion((floor.0.saturating_add(1)).max(term << COUNTER_BITS))
 }
 
-/// Whether the leader of this term chose the version, and so knows every server that may hold it.
-pub fn chosen_in(term: u64, version: ChunkVersion) -> bool {
-    version.0 >> COUNTER_BITS == term && term != 0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -27,6 +22,5 @@ mod tests {
         let again = next_version(3, first);
         let other = next_version(4, ChunkVersion(1));
         assert!(ChunkVersion(1) < first && first < again && again < other);
-        assert!(chosen_in(3, again) && !chosen_in(4, again) && !chosen_in(3, ChunkVersion(1)));
     }
 }

@@ -135,9 +135,11 @@ pub(super) async fn allocate(
         let results = commit_server_edits(&member, edits).await?;
         // What went well stays: a repeated request finds it.
         let mut refused = None;
-        for ((index, chunk, servers), result) in made.into_iter().zip(results) {
+        for ((index, chunk, mut servers), result) in made.into_iter().zip(results) {
             match result {
                 Ok(_) => {
+                    // The namespace may ask for fewer since they were chosen: the record says how many can have it.
+                    servers.truncate(own_chunk(&member, chunk)?.copies.max(1) as usize);
                     let ids: Vec<ChunkServerId> = servers.iter().map(|(server, _)| *server).collect();
                     member.term.shared.chunks.assigned(chunk, FIRST_VERSION, &ids);
                     chunks.push(to_wire(index, chunk, 0, FIRST_VERSION, servers));

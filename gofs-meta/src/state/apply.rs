@@ -184,7 +184,9 @@ impl Batch<'_> {
             Command::SetNamespace { id, config } => self.set_namespace(*id, *config)?,
             Command::DeleteNamespace { id } => self.delete_namespace(*id)?,
             Command::SweepNamespace { id } => self.sweep_namespace(*id)?,
-            Command::SetChunkVersion { chunk, from, to } => self.set_chunk_version(*chunk, *from, *to)?,
+            Command::SetChunkVersion { chunk, from, to, copies } => {
+                self.set_chunk_version(*chunk, *from, *to, *copies)?
+            }
             Command::ForgetChunk { chunk } => match self.chunk(*chunk)? {
                 None => Err(Refusal::NoChunk(*chunk)),
                 Some(record) if !record.deleted => Err(Refusal::ChunkLive(*chunk)),
@@ -417,6 +419,7 @@ impl Batch<'_> {
         id: ChunkId,
         from: ChunkVersion,
         to: ChunkVersion,
+        copies: u32,
     ) -> Result<Result<CommandOutcome, Refusal>, StateError> {
         let Some(chunk) = self.chunk(id)? else { return Ok(Err(Refusal::NoChunk(id))) };
         if chunk.version != from {
@@ -425,7 +428,7 @@ impl Batch<'_> {
         if to <= from {
             return Ok(Err(Refusal::Invalid(format!("chunk {id}: version {to} is not after {from}"))));
         }
-        self.set(key::chunk(id), Record::Chunk(ChunkRecord { version: to, ..chunk }));
+        self.set(key::chunk(id), Record::Chunk(ChunkRecord { version: to, copies, ..chunk }));
         Ok(Ok(CommandOutcome::Done))
     }
 }

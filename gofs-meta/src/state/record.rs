@@ -64,7 +64,9 @@ pub struct ChunkRecord {
     pub index: ChunkIndex,
     /// Replicas of other versions are stale.
     pub version: ChunkVersion,
-    /// Replicas wanted: what the namespace asks for now; 0 where the namespace is gone.
+    /// Most servers that can have it at this version; 0 = not known.
+    pub copies: u32,
+    /// Replicas wanted: what the namespace asks for now; 0 where the namespace is gone. Not stored here.
     pub goal: u32,
     /// No file has it any more: replicas are to be deleted, then it is forgotten.
     pub deleted: bool,
@@ -225,7 +227,7 @@ impl Record {
                 out.u64(chunk.ino.0);
                 out.u32(chunk.index.0);
                 out.u64(chunk.version.0);
-                out.u32(chunk.goal);
+                out.u32(chunk.copies);
                 out.bool(chunk.deleted);
             }
             Record::Session(session) => {
@@ -284,7 +286,8 @@ impl Record {
                     ino: Ino(from.u64()?),
                     index: ChunkIndex(from.u32()?),
                     version: ChunkVersion(from.u64()?),
-                    goal: from.u32()?,
+                    copies: from.u32()?,
+                    goal: 0,
                     deleted: from.bool()?,
                 }))
             })?,

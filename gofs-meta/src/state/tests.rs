@@ -187,13 +187,14 @@ fn a_chunk_lives_from_its_file_to_the_last_server() {
     assert_eq!(outcome[3..], [Err(FsError::Invalid); 3], "a chunk is of one file, and new");
     let chunk = state.chunk(ChunkId(5)).unwrap().unwrap();
     assert_eq!((chunk.namespace, chunk.ino, chunk.index), (NS, Ino(2), ChunkIndex(0)));
-    assert_eq!((chunk.version, chunk.goal, chunk.deleted), (ChunkVersion(1), 2, false));
+    assert_eq!((chunk.version, chunk.copies, chunk.goal, chunk.deleted), (ChunkVersion(1), 2, 2, false));
     assert_eq!(state.counters().unwrap().next_chunk, ChunkId(6));
 
     let version = |from, to| Command::SetChunkVersion {
         chunk: ChunkId(5),
         from: ChunkVersion(from),
         to: ChunkVersion(to),
+        copies: 1,
     };
     assert_eq!(run(&state, &version(1, 2)), CommandOutcome::Done);
     let stale = Refusal::ChunkVersion { chunk: ChunkId(5), current: ChunkVersion(2) };
@@ -203,7 +204,8 @@ fn a_chunk_lives_from_its_file_to_the_last_server() {
     // The goal follows the namespace.
     let more = NamespaceConfig { replicas: 3, ..config() };
     assert_eq!(run(&state, &Command::SetNamespace { id: NS, config: more }), CommandOutcome::Done);
-    assert_eq!(state.chunks_from(None, 10).unwrap()[0].1.goal, 3);
+    let chunk = state.chunks_from(None, 10).unwrap()[0].1;
+    assert_eq!((chunk.goal, chunk.copies), (3, 1), "who has it does not change by that");
 
     let forget = Command::ForgetChunk { chunk: ChunkId(5) };
     assert_eq!(run(&state, &forget), CommandOutcome::Refused(Refusal::ChunkLive(ChunkId(5))));

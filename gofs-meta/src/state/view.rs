@@ -118,6 +118,14 @@ impl TreeView {
         }
     }
 
+    /// Replicas that the namespace asks for now; 0 where it is gone. A failure is kept in `failed`.
+    fn replicas(&self) -> u32 {
+        match self.get(&key::namespace(self.ns)) {
+            Ok(Some(Record::Namespace { config, .. })) => config.replicas,
+            _ => 0,
+        }
+    }
+
     pub(super) fn usage_record(&self) -> Result<(Usage, Ino), FsError> {
         let key = key::usage(self.ns);
         match self.get(&key)? {
@@ -249,6 +257,7 @@ impl Store for TreeView {
                 ino,
                 index,
                 version: ChunkVersion(1),
+                copies: self.replicas(),
                 goal: 0,
                 deleted: false,
             };

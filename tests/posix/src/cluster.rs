@@ -186,7 +186,7 @@ impl Cluster {
         self.mount_as(name, "test", "")
     }
 
-    /// Starts a further ChunkServer on a data directory of the test's own.
+    /// Starts a further ChunkServer on data directories of the test's own, with commas between them.
     pub fn start_chunk(&self, name: &str, data: &str) -> Server {
         let args = ["--listen", &free_address(), "--data", data, "--meta", &self.meta()].map(String::from);
         Server::start(name, "gofs-chunk", args.into(), self.dir())

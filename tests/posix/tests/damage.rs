@@ -152,3 +152,57 @@ fn a_flipped_bit_in_the_state_store_is_never_returned_as_data() {
         assert!(log.contains("state") && !log.contains("panicked"), "{log}");
     }
 }
+
+#[test]
+fn a_disk_that_was_away_while_a_file_was_overwritten_does_not_bring_the_old_bytes_back() {
+    let mut cluster = Cluster::builder().chunks(1).start();
+    let dirs = ["one", "two"].map(|name| cluster.dir().join(name).display().to_string());
+    let both = dirs.join(",");
+    let mut server = cluster.start_chunk("twodisks", &both);
+    let alive = |cluster: &Cluster, count: u64| {
+        cluster.wait_status("the ChunkServers", |s| s["chunk_servers_alive"] == count);
+    };
+    alive(&cluster, 2);
+    cluster.create_namespace("test", &["--chunk-size", "64K"]);
+    let mount = cluster.mount("m");
+    let write = |data: &[u8]| {
+        fs::write(mount.join("file"), data).unwrap();
+        let file = fs::File::options().write(true).open(mount.join("file")).unwrap();
+        file.sync_all().unwrap();
+    };
+    let (old, new) = (content(1, 2 << 20), content(2, 2 << 20));
+    let overwrite = || {
+        let file = fs::File::options().write(true).open(mount.join("file")).unwrap();
+        file.write_all_at(&new, 0).unwrap();
+        file.sync_all().unwrap();
+    };
+    write(&old);
+
+    server.stop();
+    drop(server);
+    alive(&cluster, 1);
+    let mut server = cluster.start_chunk("onedisk", &dirs[0]);
+    alive(&cluster, 2);
+    overwrite();
+    server.stop();
+    drop(server);
+    alive(&cluster, 1);
+    let _server = cluster.start_chunk("twodisks-again", &both);
+    alive(&cluster, 2);
+
+    let read = |name: &str| {
+        let reader = cluster.mount(name);
+        assert!(fs::read(reader.join("file")).unwrap() == new, "{name}: old bytes");
+        reader.unmount();
+    };
+    for turn in 0..3 {
+        read(&format!("reader{turn}"));
+    }
+    cluster.wait_status_for("every chunk to have two replicas", Duration::from_secs(90), |status| {
+        status["chunks_under_replicated"] == 0 && status["chunks_lost"] == 0
+    });
+    // What is left is what the server with two disks has.
+    cluster.chunks[0].stop();
+    let reader = cluster.mount("last");
+    assert!(fs::read(reader.join("file")).unwrap() == new, "old bytes");
+}
