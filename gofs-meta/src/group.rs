@@ -436,7 +436,9 @@ impl MetaGroup {
                 let term = metrics.current_term;
                 let applied_term = metrics.last_applied.as_ref().map(|applied| applied.leader_id.term);
                 // Its own first entry being applied, so is everything committed before its term.
-                let leads = metrics.state == ServerState::Leader && applied_term == Some(term);
+                let leads = metrics.state == ServerState::Leader
+                    && applied_term == Some(term)
+                    && metrics.running_state.is_ok();
                 if let Err(fatal) = &metrics.running_state
                     && !matches!(fatal, Fatal::Stopped)
                 {
@@ -557,7 +559,8 @@ impl MetaGroup {
         }
     }
 
-    async fn hand_over(&self) {
+    /// Gives the lead to another member, if this one has it and another is not far behind; waits for that, with a bound.
+    pub async fn hand_over(&self) {
         let to = {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();

@@ -111,6 +111,8 @@ impl Server {
 
     /// Stops cleanly. Mounts notice that the server is gone and go on with the next one.
     pub async fn shutdown(self) {
+        // While the others can still reach this one.
+        self.group.hand_over().await;
         self.stop.send_replace(true);
         self.follow.abort();
         // Cancelled is how it ends.
