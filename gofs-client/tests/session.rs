@@ -438,6 +438,22 @@ async fn an_edit_in_flight_when_the_session_is_fenced_fails_and_is_not_repeated(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mount_whose_goodbye_was_heard_does_not_come_back() {
+    let fake = Fake::start().await;
+    let (client, _) = fake.mount().await;
+    fake.next::<wire::Goodbye>(Act::Ignore);
+    let leaving = tokio::spawn(async move { client.unmount(Duration::from_secs(10)).await });
+    fake.until(|fake| fake.requests().contains(&"Goodbye".to_owned())).await;
+    // It was carried out, and the answer is lost.
+    fake.fence();
+    fake.drop_connection();
+    assert!(leaving.await.unwrap().said_goodbye);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let new = fake.hellos().iter().filter(|hello| hello.session == 0).count();
+    assert_eq!(new, 1, "only the mount itself opens a session");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_answered_from_the_cache_after_the_sessions_end() {
     let fake = Fake::start().await;
     let ino = fake.put_file("a", b"abc");

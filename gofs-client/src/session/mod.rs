@@ -56,6 +56,10 @@ pub struct Session {
     /// Address that a refusing server named as leader.
     hint: Mutex<Option<String>>,
     stopped: AtomicBool,
+    /// Goodbye is being said.
+    leaving: AtomicBool,
+    /// The servers know that the session is over.
+    left: AtomicBool,
     wait: Wait,
     runtime: tokio::runtime::Handle,
 }
@@ -69,6 +73,8 @@ impl Session {
             waits: Waits::default(),
             hint: Mutex::default(),
             stopped: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            left: AtomicBool::new(false),
             wait,
             runtime,
         }
@@ -94,7 +100,28 @@ impl Session {
         self.set(None);
     }
 
-    /// Whether `stop` was called.
+    /// Goodbye is about to be said: servers that do not know the session any more have heard it, and none follows.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+    }
+
+    /// Whether `leave` was called.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    /// Goodbye was heard: nothing reconnects.
+    pub fn has_ended(&self) {
+        self.left.store(true, Ordering::Release);
+        self.stopped.store(true, Ordering::Release);
+    }
+
+    /// Whether the servers have heard Goodbye.
+    pub fn has_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
+    }
+
+    /// Whether `stop` was called, or the session has ended with Goodbye.
     pub fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Acquire)
     }

@@ -148,7 +148,13 @@ async fn reconnect(core: &Weak<Core>, addresses: &mut Addresses) -> Option<Greet
         match round(addresses, hint, &hello, timeout, Some(core), &mut tried).await {
             Some(Greeting::Welcome(greeted)) => return Some(*greeted),
             Some(Greeting::NoSession) => {
-                core.upgrade()?.fenced();
+                let core = core.upgrade()?;
+                if core.session.is_leaving() {
+                    core.session.has_ended();
+                    core.session.stop();
+                    return None;
+                }
+                core.fenced();
                 continue;
             }
             Some(Greeting::Refused(failure)) => tried.push(failure.text),
