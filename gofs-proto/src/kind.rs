@@ -59,6 +59,8 @@ kinds! {
     18 session::Closed => ClosedReply;
     19 session::Release => ReleaseReply;
     20 session::Recall => RecallReply;
+    21 session::Batch => BatchReply;
+    22 session::Reserve => ReserveReply;
     64 chunk::Hello => Welcome;
     65 chunk::Write => WriteReply;
     66 chunk::Read => ReadReply;
