@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use gofs_proto::session::failure::Code;
 use gofs_proto::session::{Failure, Goodbye};
-use gofs_tree::{ChunkSize, FileType, Ino, LeaseMode, SessionId};
+use gofs_tree::{ChunkSize, FileType, Ino, LeaseMode, NamespaceLimits, SessionId};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -44,6 +44,10 @@ pub struct ClientStats {
     pub cache_bytes: u64,
     /// Written bytes that no server has yet.
     pub dirty_bytes: u64,
+    /// Changes of the tree that no server has yet.
+    pub unsent_edits: usize,
+    /// Changes of the tree that were lost, since the mount.
+    pub lost_edits: u64,
     /// Open files and directories.
     pub opens: usize,
     /// Files of which written bytes were lost with their lease or session since the mount.
@@ -72,6 +76,8 @@ pub struct Unmounted {
     pub lost_files: u64,
     /// Written bytes of these.
     pub lost_bytes: u64,
+    /// Changes of the tree that no server took.
+    pub lost_edits: u64,
     /// Whether the server knows that the session is over; else it finds out by itself.
     pub said_goodbye: bool,
 }
@@ -117,6 +123,7 @@ impl Client {
         let runtime = tokio::runtime::Handle::current();
         let until = greeted.sent.after(identity.validity);
         let inline_max = welcome.inline_max;
+        let has_quota = welcome.quota_bytes != 0 || welcome.quota_inodes != 0;
         let core = Arc::new_cyclic(|core| {
             let identity = Arc::new(Mutex::new(identity));
             let writer = identity.clone();
@@ -145,6 +152,13 @@ impl Client {
                 changed: Notify::new(),
                 session: Arc::new(Session::new(connection, config.wait, runtime.clone())),
                 data: FileData::new(data, Arc::new(Meta(core.clone()))),
+                log: Mutex::default(),
+                log_wake: Arc::default(),
+                inos: Mutex::default(),
+                limits: NamespaceLimits { quota_bytes: 0, quota_inodes: 0, inline_max, chunk_size },
+                has_quota: has_quota.into(),
+                lost_edits: Default::default(),
+                lost_edits_told: Default::default(),
                 locks: Mutex::default(),
                 identity,
                 place,
@@ -160,6 +174,7 @@ impl Client {
         greeted.door.core.get_or_init(|| Arc::downgrade(&core));
         tokio::spawn(session::supervise(Arc::downgrade(&core), addresses, greeted.link, greeted.door));
         tokio::spawn(Core::watch_validity(Arc::downgrade(&core)));
+        tokio::spawn(Core::send_edits(Arc::downgrade(&core)));
         let client = Client { core };
         client.check_root(&greeted.address).await?;
         Ok(Arc::new(client))
@@ -199,6 +214,7 @@ impl Client {
         }
         let left = core.data.dirty();
         let parked = core.table.lock().parked().len() as u64;
+        let lost_edits = core.log.lock().len() as u64;
         let rest = timeout.saturating_sub(started.elapsed());
         core.session.leave();
         let session = core.session.clone();
@@ -215,6 +231,7 @@ impl Client {
         Unmounted {
             lost_files: left.files + parked,
             lost_bytes: left.bytes,
+            lost_edits,
             said_goodbye: core.session.has_left(),
         }
     }
@@ -236,6 +253,8 @@ impl Client {
             leases,
             cache_bytes,
             dirty_bytes: dirty.bytes,
+            unsent_edits: core.log.lock().len(),
+            lost_edits: core.lost_edits.load(Ordering::Relaxed),
             opens,
             lost_files: core.lost_files.load(Ordering::Relaxed),
             lost_bytes: dirty.lost_bytes,
@@ -254,6 +273,7 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         self.core.session.stop();
+        self.core.log_wake.notify_one();
     }
 }
 

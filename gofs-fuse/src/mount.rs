@@ -187,6 +187,9 @@ impl Mounted {
                 "written bytes could not be stored and are lost"
             );
         }
+        if result.lost_edits > 0 {
+            error!(edits = result.lost_edits, "changes of the tree could not be sent and are lost");
+        }
         if !result.said_goodbye {
             warn!(
                 "the MetaServer was not told of the unmount; it ends the session by itself after its validity"

@@ -36,6 +36,7 @@ impl Core {
                 tracing::info!(session = session.0, "new session");
             }
             identity.validity = usable_validity(&welcome);
+            self.has_quota.store(welcome.quota_bytes != 0 || welcome.quota_inodes != 0, Ordering::Relaxed);
             identity.generation
         };
         let refused: Vec<Ino> = welcome.refused_leases.iter().copied().map(Ino).collect();
@@ -78,17 +79,21 @@ impl Core {
         let lost = self.data.discard_all();
         self.lost_files.fetch_add(lost, Ordering::Relaxed);
         let locks = self.locks.lock().clear();
-        {
+        let edits = {
             let mut identity = self.identity.lock();
             identity.session = SessionId(0);
             identity.token = Default::default();
             identity.generation = Generation(identity.generation.0 + 1);
-        }
+            self.inos.lock().clear();
+            self.log.lock().lose_all()
+        };
         tracing::error!(
             lost_files = lost,
             lost_locks = locks,
+            lost_edits = edits.len(),
             "the session was ended by the servers (no sign of life in time): unwritten changes and locks are lost"
         );
+        self.lose_edits(edits, FsError::Io);
         self.changed.notify_waiters();
         self.make_kernel_forget_all(known);
     }
@@ -116,7 +121,7 @@ impl Core {
     }
 
     /// Not waited for: the kernel writes dirty pages back, which needs the next session.
-    fn make_kernel_forget_all(self: &Arc<Self>, inos: Vec<Ino>) {
+    pub(super) fn make_kernel_forget_all(self: &Arc<Self>, inos: Vec<Ino>) {
         let kernel = self.kernel.clone();
         self.runtime.spawn_blocking(move || kernel.invalidate_entries());
         for part in inos.chunks(inos.len().div_ceil(FORGET_THREADS).max(1)) {

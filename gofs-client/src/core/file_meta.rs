@@ -6,7 +6,6 @@ use gofs_proto::session;
 use gofs_tree::{Attr, ChunkId, ChunkIndex, ChunkServerId, ChunkVersion, Edit, FsError, Ino};
 
 use super::Core;
-use super::learn::EditHints;
 use crate::data::{BoxFuture, ChunkLocation, FileMeta, Replica};
 
 /// Asks through the mount's session, as long as there is a mount.
@@ -39,9 +38,11 @@ impl FileMeta for Meta {
         count: u32,
     ) -> BoxFuture<'_, Result<Vec<ChunkLocation>, FsError>> {
         Box::pin(async move {
+            let core = self.core()?;
+            core.settled(ino).await?;
             let request = session::ChunkMap { ino: ino.0, first: first.0, count };
             let map = |reply: session::ChunkMapReply| Ok(reply.chunks.into_iter().map(location).collect());
-            self.core()?.session.call(request, map).await
+            core.session.call(request, map).await
         })
     }
 
@@ -52,6 +53,7 @@ impl FileMeta for Meta {
     ) -> BoxFuture<'_, Result<Vec<ChunkLocation>, FsError>> {
         Box::pin(async move {
             let core = self.core()?;
+            core.settled(ino).await?;
             core.table.lock().may_commit(ino)?;
             let indexes = indexes.into_iter().map(|index| index.0).collect();
             let request = session::Allocate { ino: ino.0, indexes };
@@ -70,6 +72,7 @@ impl FileMeta for Meta {
     ) -> BoxFuture<'_, Result<ChunkLocation, FsError>> {
         Box::pin(async move {
             let core = self.core()?;
+            core.settled(ino).await?;
             core.table.lock().may_commit(ino)?;
             let request = session::ReplicaFailed {
                 ino: ino.0,
@@ -98,15 +101,6 @@ impl FileMeta for Meta {
     }
 
     fn commit(&self, ino: Ino, edit: Edit) -> BoxFuture<'_, Result<Attr, FsError>> {
-        Box::pin(async move {
-            let core = self.core()?;
-            core.table.lock().may_commit(ino)?;
-            let changed = core
-                .edit_at(edit, EditHints::default(), move |_, _, _, nodes| {
-                    Core::node_of(nodes, ino).map(|node| node.attr.clone())
-                })
-                .await?;
-            changed.ok_or(FsError::Io)
-        })
+        Box::pin(async move { self.core()?.log_content(ino, &edit).await })
     }
 }

@@ -50,7 +50,7 @@ impl Core {
         learned
     }
 
-    fn load(&self, held: bool, node: &Node) {
+    pub(super) fn load(&self, held: bool, node: &Node) {
         let ino = node.attr.ino;
         // What is loaded under a lease held all along is at least as new as any reply.
         if node.attr.file_type == FileType::File && !(held && self.data.is_loaded(ino)) {
@@ -68,6 +68,7 @@ impl Core {
 
     /// Attributes from a reply that was just taken in, for the kernel.
     pub fn answer(&self, table: &mut LeaseTable, attr: Attr, learned: bool) -> Cached<Attr> {
+        let attr = table.pending_attr(attr.ino).cloned().unwrap_or(attr);
         let permit = if learned { table.permit(attr.ino, BootTime::now()) } else { Permit::default() };
         let local = self.data.overlay(attr.ino);
         Cached {
@@ -93,7 +94,8 @@ impl Core {
         }
     }
 
-    /// Sends one edit; `then` sees its outcome with every node taken in and the table locked.
+    /// Makes one edit, here where that is possible, else at the servers; `then` sees its outcome with every node taken in
+    /// and the table locked.
     pub async fn edit<T: Send + 'static>(
         self: &Arc<Self>,
         op: EditOp,
@@ -110,6 +112,10 @@ impl Core {
         hints: EditHints,
         then: impl Fn(&Core, &mut LeaseTable, Outcome, &[Node]) -> T + Clone + Send + Sync + 'static,
     ) -> Result<T, FsError> {
+        if let Some(done) = self.edit_here(&edit, hints, &then) {
+            return done;
+        }
+        self.all_edits_sent().await?;
         let request = session::Edits {
             first_seq: 0,
             answered_seq: 0,

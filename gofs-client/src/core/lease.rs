@@ -51,6 +51,7 @@ impl Again {
 impl Core {
     /// Asks the server for an inode and a lease on it. Without a grant the answer is for one use.
     pub async fn fetch(self: &Arc<Self>, ino: Ino, want: LeaseMode) -> Result<Cached<Attr>, FsError> {
+        self.settled(ino).await?;
         let core = self.clone();
         let request = Fetch { ino: ino.0, want: convert::lease_mode_to_wire(Some(want)) };
         self.session

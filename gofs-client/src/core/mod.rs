@@ -9,16 +9,17 @@ mod fence;
 mod file_meta;
 pub mod learn;
 pub mod lease;
+mod log;
 mod recall;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use gofs_proto::session::{Hello, Lock, Welcome};
+use gofs_proto::session::{Hello, KeepAliveReply, Lock, Welcome};
 use gofs_proto::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
-use gofs_tree::{FsError, Ino, NamespaceId, SessionId};
+use gofs_tree::{FsError, Ino, NamespaceId, NamespaceLimits, SessionId};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -29,10 +30,11 @@ use crate::handle::StatFs;
 use crate::kernel::KernelCache;
 use crate::lease::LeaseTable;
 use crate::locks::HeldLocks;
-use crate::session::{Generation, Session};
+use crate::session::{EditLog, Generation, Session};
 
 pub use file_meta::Meta;
 pub use lease::Hold;
+pub use log::InoPool;
 
 /// Part of the session's validity that is not used, for clocks that run apart.
 const MARGIN_PART: u32 = 20;
@@ -81,6 +83,17 @@ pub struct Core {
     pub changed: Notify,
     pub session: Arc<Session>,
     pub data: Arc<FileData>,
+    /// Edits that were applied here. Locked after the table, where both are.
+    pub log: Mutex<EditLog>,
+    pub log_wake: Arc<Notify>,
+    pub inos: Mutex<InoPool>,
+    /// What the namespace sets, without its quota.
+    pub limits: NamespaceLimits,
+    pub has_quota: AtomicBool,
+    /// Edits that were applied here and that the servers refused, or that went with their session.
+    pub lost_edits: AtomicU64,
+    /// Of these, those that an fsync of a directory has told.
+    pub lost_edits_told: AtomicU64,
     pub locks: Mutex<HeldLocks>,
     pub identity: Arc<Mutex<Identity>>,
     pub place: Place,
@@ -152,7 +165,8 @@ impl Core {
     }
 
     /// A keep-alive that was sent at that time was answered.
-    pub fn renewed(self: &Arc<Self>, sent: BootTime) {
+    pub fn renewed(self: &Arc<Self>, sent: BootTime, reply: &KeepAliveReply) {
+        self.has_quota.store(reply.quota_bytes != 0 || reply.quota_inodes != 0, Ordering::Relaxed);
         let until = sent.after(self.validity());
         self.table.lock().renew(until);
         self.changed.notify_waiters();

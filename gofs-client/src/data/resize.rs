@@ -25,6 +25,13 @@ impl FileData {
         self.on_own_task(move |data| async move { data.set_attr_of(&file, change, now).await }).await
     }
 
+    /// Other attributes than the size change by an edit of their own, at `ctime`, maybe `mtime` with them: bytes that are
+    /// not written yet follow with these times. False where bytes are on their way with others; then
+    /// use [`FileData::set_attr`].
+    pub fn adopt_times(&self, ino: Ino, mtime: Option<Timestamp>, ctime: Timestamp) -> bool {
+        self.file(ino).is_none_or(|file| self.totals.change(&file, |state| state.adopt_times(mtime, ctime)))
+    }
+
     async fn set_attr_of(&self, file: &File, change: AttrChange, now: Timestamp) -> Result<Attr, FsError> {
         let _flight = file.flight.lock().await;
         let epoch = file.look(FileState::epoch);

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use gofs_tree::{Attr, Ino, LeaseEpoch, LeaseMode, XattrName};
 
 use super::Uses;
+use super::edits::Position;
 use super::names::Directory;
 use super::recall::Phase;
 use crate::clock::BootTime;
@@ -49,6 +50,9 @@ pub(super) struct Entry {
     pub waiting_pages: Vec<u64>,
     /// Offsets and bytes of pages that the kernel wrote back when they could not be taken in.
     pub parked: VecDeque<(u64, Bytes)>,
+    /// Edits of it that were applied here and that the servers do not have yet; the last of them.
+    pub pending: u32,
+    pub edited: Position,
     pub last_used: u64,
     pub cached: Cached,
     /// Of `cached`, as counted in the table's budget.
@@ -86,6 +90,7 @@ impl Entry {
             && !self.closing
             && self.waiting_pages.is_empty()
             && self.parked.is_empty()
+            && self.pending == 0
     }
 
     pub fn bytes(&self) -> u64 {

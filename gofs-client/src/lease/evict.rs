@@ -45,6 +45,7 @@ impl LeaseTable {
                     && entry.opens == 0
                     && entry.holds == 0
                     && entry.removing == 0
+                    && entry.pending == 0
                     && **ino != ROOT_INO
             })
             .map(|(ino, entry)| (entry.last_used, *ino))
@@ -79,7 +80,7 @@ impl LeaseTable {
         let Some(entry) = self.inodes.get_mut(&ino) else { return false };
         let slipped = matches!(entry.recall, Some(Phase::Invalidate { slipped: true, .. }));
         entry.recall = None;
-        let in_use = entry.opens > 0 || entry.holds > 0 || entry.removing > 0;
+        let in_use = entry.opens > 0 || entry.holds > 0 || entry.removing > 0 || entry.pending > 0;
         if slipped || in_use || entry.lease.is_none() || is_dirty(ino) {
             self.settle(ino);
             return false;

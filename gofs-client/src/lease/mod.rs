@@ -5,15 +5,18 @@
 //! and the session is valid: only then is anything answered from it. Replies of the
 //! server change it in the order in which they were sent.
 
+mod edits;
 mod entry;
 mod evict;
 mod names;
 mod opens;
 mod pages;
 mod recall;
+mod store;
 mod table;
 mod uses;
 
+pub use edits::{Position, made_by};
 pub use names::Listing;
 pub use opens::{Closing, Holding, LINGER, Opening};
 pub use pages::PAGE_BYTES;

@@ -75,6 +75,8 @@ impl LeaseTable {
         let mut held: Vec<Grant> = self
             .inodes
             .iter()
+            // What was made here the servers do not know yet, or will grant when they answer.
+            .filter(|(ino, _)| !self.is_own(**ino))
             .filter_map(|(ino, entry)| {
                 entry.lease.map(|Lease { mode, epoch }| Grant { ino: *ino, mode, epoch })
             })
@@ -94,6 +96,7 @@ impl LeaseTable {
             entry.lease = None;
             entry.registered = false;
             entry.parked.clear();
+            entry.pending = 0;
             entry.forget();
         }
         self.releasing.clear();
@@ -179,7 +182,9 @@ impl LeaseTable {
         if !self.grant(grant) {
             return false;
         }
-        if let Some(entry) = self.inodes.get_mut(&ino) {
+        // What was changed here since is newer than any reply.
+        let known = |entry: &&mut Entry| entry.pending == 0 || entry.cached.attr.is_none();
+        if let Some(entry) = self.inodes.get_mut(&ino).filter(known) {
             entry.cached.has_xattrs = node.has_xattrs;
             if !node.has_xattrs {
                 entry.cached.xattrs = None;
@@ -195,7 +200,9 @@ impl LeaseTable {
 
     /// Takes an inode in after an own edit of it: where it may not be cached, what was cached is wrong now.
     pub fn learn_changed(&mut self, node: &Node) -> bool {
-        let learned = self.learn(node);
+        // Where edits follow, neither what is here nor what the reply says is all.
+        let pending = self.last_edit(node.attr.ino).is_some();
+        let learned = self.learn(node) && !pending;
         if !learned {
             self.forget_attr(node.attr.ino);
         }
@@ -229,6 +236,14 @@ impl LeaseTable {
         };
         dir.directory().set(name, known);
         self.settle(parent);
+    }
+
+    /// As `learn_name`, from the answer to a question: edits that were made here since are newer.
+    pub fn learn_answer(&mut self, parent: Ino, name: &Name, entry: Option<DirEntry>, granted: bool) {
+        let own = self.inodes.get_mut(&parent).filter(|dir| dir.pending > 0);
+        if own.is_none_or(|dir| dir.directory().get(name) == Known::Unknown) {
+            self.learn_name(parent, name, entry, granted);
+        }
     }
 
     /// A directory that this session has just made and may cache: it is known to be empty.
@@ -265,11 +280,15 @@ impl LeaseTable {
             dir.directory().break_listing();
             return None;
         }
+        let pending = dir.pending > 0;
         let directory = dir.directory();
         directory.parent = Some(parent);
         let listing = if first { Some(directory.begin_listing()) } else { listing };
         for (name, entry) in items {
-            directory.set(&name, Known::Entry(entry));
+            // Edits that were made here since the page was read are newer.
+            if !pending || directory.get(&name) == Known::Unknown {
+                directory.set(&name, Known::Entry(entry));
+            }
         }
         if let Some(listing) = listing {
             directory.listed(listing, end);

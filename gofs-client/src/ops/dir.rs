@@ -193,6 +193,7 @@ impl Client {
     }
 
     async fn page(&self, ino: Ino, listed: &Listed, plus: bool) -> Result<Page, FsError> {
+        self.core.settled(ino).await?;
         let after = listed.last_name();
         let (first, listing) = (after.is_empty(), listed.listing);
         let request = ReadDir {

@@ -79,6 +79,7 @@ impl Core {
 impl Client {
     /// A lock that would be in the way of this one.
     pub async fn get_lock(&self, ino: Ino, lock: FileLock) -> Result<Option<FileLock>, FsError> {
+        self.core.settled(ino).await?;
         let request = GetLock { lock: Some(to_wire(ino, lock)) };
         self.core
             .session
@@ -97,6 +98,7 @@ impl Client {
     /// Takes a lock in place of what the owner has on these bytes. WouldBlock where another's is in the way and `wait`
     /// is not set, Deadlock where waiting would never end. Dropping the future ends the wait.
     pub async fn set_lock(&self, ino: Ino, lock: FileLock, wait: bool) -> Result<(), FsError> {
+        self.core.settled(ino).await?;
         let core = &self.core;
         let wait_id = if wait { core.lock_waits.fetch_add(1, Ordering::Relaxed) + 1 } else { 0 };
         let state = Arc::new(AtomicU8::new(WAITING));

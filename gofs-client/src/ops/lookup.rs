@@ -68,6 +68,7 @@ impl Client {
     }
 
     async fn ask_name(&self, parent: Ino, name: &Name) -> Result<Cached<Option<Attr>>, FsError> {
+        self.core.settled(parent).await?;
         let core = self.core.clone();
         let request = Lookup { parent: parent.0, name: name.as_bytes().to_vec().into() };
         let name = name.clone();
@@ -82,11 +83,11 @@ impl Client {
                     Some(node) => {
                         let learned = core.take_in(&mut table, &node);
                         let entry = DirEntry { ino: node.attr.ino, file_type: node.attr.file_type };
-                        table.learn_name(parent, &name, Some(entry), granted);
+                        table.learn_answer(parent, &name, Some(entry), granted);
                         core.answer(&mut table, node.attr, learned).map(Some)
                     }
                     None => {
-                        table.learn_name(parent, &name, None, granted);
+                        table.learn_answer(parent, &name, None, granted);
                         Cached::once(None)
                     }
                 };

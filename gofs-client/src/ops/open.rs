@@ -1,5 +1,6 @@
 //! Opening and closing files.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use gofs_tree::{AttrChange, FsError, Ino, LeaseMode};
@@ -18,6 +19,8 @@ pub(crate) struct OpenFile {
     pub flags: OpenFlags,
     /// Which failed write-backs this open has been told of.
     pub errors: ErrorCursor,
+    /// Edits that were lost, as far as it knows.
+    pub lost_edits: AtomicU64,
     core: Weak<Core>,
 }
 
@@ -74,6 +77,7 @@ impl Client {
     /// A handle for an open that is counted.
     pub(super) fn handle(&self, ino: Ino, flags: OpenFlags) -> FileHandle {
         let errors = self.core.data.error_cursor(ino);
-        FileHandle(Arc::new(OpenFile { ino, flags, errors, core: Arc::downgrade(&self.core) }))
+        let lost_edits = AtomicU64::new(self.core.lost_edits.load(Ordering::Acquire));
+        FileHandle(Arc::new(OpenFile { ino, flags, errors, lost_edits, core: Arc::downgrade(&self.core) }))
     }
 }

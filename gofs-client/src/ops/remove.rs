@@ -112,6 +112,9 @@ impl Core {
         let core = self.clone();
         self.runtime.spawn(async move {
             // After a reconnection it may be open again, and then the server must not be told otherwise.
+            if let Err(error) = core.settled(ino).await {
+                return tracing::debug!(%ino, %error, "a close was not told");
+            }
             let still_closed = || core.table.lock().still_closed(ino);
             if let Err(error) = core.session.tell(Closed { ino: ino.0 }, still_closed).await {
                 tracing::debug!(%ino, %error, "a close was not told");

@@ -13,29 +13,29 @@ impl Client {
         self.core.data.take_error(file.ino(), &file.0.errors)
     }
 
-    /// The file's bytes are on stable storage on every replica, and its attributes committed. Its name and the
-    /// directories above are already: every edit is, before it is answered.
+    /// The file's bytes are on stable storage on every replica, and its attributes committed; so are its name and the
+    /// directories above, because the log of edits is one and is committed up to here. A change that was lost since the
+    /// handle last asked is an error, whichever inode it was of.
     pub async fn fsync(&self, file: &FileHandle, datasync: bool) -> Result<(), FsError> {
         // The size and times that fdatasync may leave out travel with what it must not.
         let _ = datasync;
         self.core.unparked(file.ino()).await?;
         let flushed = self.core.data.flush(file.ino(), true).await;
-        self.core.session.edits_answered().await;
+        let committed = self.core.commit_all().await;
         let told = self.core.data.take_error(file.ino(), &file.0.errors);
-        flushed.and(told)
+        flushed.and(committed).and(told).and(self.core.told_of_lost_edits(&file.0.lost_edits))
     }
 
-    /// Every change of the tree that was begun before is committed.
+    /// Every change of the tree that was made before is committed. One that was lost is an error, once.
     pub async fn fsync_dir(&self, _ino: Ino) -> Result<(), FsError> {
-        self.core.session.edits_answered().await;
-        Ok(())
+        self.core.commit_all().await?;
+        self.core.told_of_lost_edits(&self.core.lost_edits_told)
     }
 
     /// Everything unwritten of all files, onto stable storage.
     pub async fn sync_all(&self) -> Result<(), FsError> {
         self.core.wait_for(|table| table.parked().is_empty().then_some(())).await?;
         let flushed = self.core.data.flush_all(true).await;
-        self.core.session.edits_answered().await;
-        flushed
+        flushed.and(self.core.commit_all().await)
     }
 }

@@ -54,6 +54,7 @@ impl Client {
         if let Some((found, permit)) = self.core.table.lock().xattrs(ino, BootTime::now(), &look) {
             return Ok(cached(found, permit));
         }
+        self.core.settled(ino).await?;
         let core = self.core.clone();
         self.core
             .session

@@ -35,24 +35,27 @@ pub struct Number {
 }
 
 impl EditNumbers {
-    /// Numbers start again with each session.
-    pub fn begin(&self, generation: Generation) -> Number {
+    /// The first of `count` numbers in a row. Numbers start again with each session.
+    pub fn begin(&self, generation: Generation, count: u64) -> Number {
         let mut inner = self.inner.lock();
         if inner.generation != Some(generation) {
             *inner = Inner { generation: Some(generation), ..Inner::default() };
         }
         let answered = inner.unanswered.first().map_or(inner.last, |oldest| EditSeq(oldest.0 - 1));
-        inner.last = inner.last.next();
-        let seq = inner.last;
-        inner.unanswered.insert(seq);
+        let seq = inner.last.next();
+        let last = EditSeq(inner.last.0 + count);
+        inner.last = last;
+        inner.unanswered.extend((seq.0..=last.0).map(EditSeq));
         Number { seq, answered }
     }
 
-    /// The outcome is known, or lost with its session.
-    pub fn end(&self, generation: Generation, seq: EditSeq) {
+    /// The outcomes of `count` edits from `seq` on are known, or lost with their session.
+    pub fn end(&self, generation: Generation, seq: EditSeq, count: u64) {
         let mut inner = self.inner.lock();
         if inner.generation == Some(generation) {
-            inner.unanswered.remove(&seq);
+            for at in seq.0..seq.0 + count {
+                inner.unanswered.remove(&EditSeq(at));
+            }
         }
         drop(inner);
         self.answered.notify_waiters();
@@ -96,22 +99,22 @@ mod tests {
     fn answered_stops_before_the_oldest_open_edit() {
         let numbers = EditNumbers::default();
         let first = Generation(1);
-        let a = numbers.begin(first);
-        let b = numbers.begin(first);
+        let a = numbers.begin(first, 1);
+        let b = numbers.begin(first, 1);
         assert_eq!((a.seq, a.answered, b.seq, b.answered), (EditSeq(1), EditSeq(0), EditSeq(2), EditSeq(0)));
-        numbers.end(first, b.seq);
-        assert_eq!(numbers.begin(first).answered, EditSeq(0));
-        numbers.end(first, a.seq);
-        assert_eq!(numbers.begin(first).answered, EditSeq(2));
+        numbers.end(first, b.seq, 1);
+        assert_eq!(numbers.begin(first, 1).answered, EditSeq(0));
+        numbers.end(first, a.seq, 1);
+        assert_eq!(numbers.begin(first, 1).answered, EditSeq(2));
     }
 
     #[test]
     fn a_new_session_numbers_from_one_and_forgets_old_edits() {
         let numbers = EditNumbers::default();
-        let old = numbers.begin(Generation(1));
-        let new = numbers.begin(Generation(2));
+        let old = numbers.begin(Generation(1), 1);
+        let new = numbers.begin(Generation(2), 1);
         assert_eq!((new.seq, new.answered), (EditSeq(1), EditSeq(0)));
-        numbers.end(Generation(1), old.seq);
-        assert_eq!(numbers.begin(Generation(2)).answered, EditSeq(0));
+        numbers.end(Generation(1), old.seq, 1);
+        assert_eq!(numbers.begin(Generation(2), 1).answered, EditSeq(0));
     }
 }

@@ -7,6 +7,7 @@
 
 mod edits;
 mod greet;
+mod log;
 mod supervise;
 mod waits;
 
@@ -14,15 +15,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use gofs_proto::kind::{self, Request};
 use gofs_proto::session::failure::Code;
-use gofs_proto::session::{Edits, EditsReply, Failure};
+use gofs_proto::session::{Batch, BatchReply, Edits, EditsReply, Failure};
 use gofs_proto::{CallError, Link};
 use gofs_tree::FsError;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 pub use greet::{Greeted, Greeting, greet};
+pub use log::{EditLog, Logged, Pace};
 pub use supervise::{Addresses, find_leader, supervise};
 pub use waits::Waits;
 
@@ -222,11 +225,26 @@ impl Session {
     {
         self.numbers.room().await;
         let generation = self.connected().await?.generation;
-        let number = self.numbers.begin(generation);
+        let number = self.numbers.begin(generation, 1);
         edits.first_seq = number.seq.0;
         edits.answered_seq = number.answered.0;
         let result = self.call_hard(Some(generation), &edits, then, || true).await;
-        self.numbers.end(generation, number.seq);
+        self.numbers.end(generation, number.seq, 1);
+        result
+    }
+
+    /// Edits of this session that were applied here, exactly once, for as long as it takes. `Io` where the session ended
+    /// before their outcome was known, without a call of `then`.
+    pub async fn batch<F>(&self, generation: Generation, edits: Vec<Bytes>, then: F) -> Result<(), FsError>
+    where
+        F: Fn(BatchReply) -> Result<(), FsError> + Clone + Send + 'static,
+    {
+        self.numbers.room().await;
+        let count = edits.len() as u64;
+        let number = self.numbers.begin(generation, count);
+        let batch = Batch { first_seq: number.seq.0, answered_seq: number.answered.0, edits };
+        let result = self.call_hard(Some(generation), &batch, then, || true).await;
+        self.numbers.end(generation, number.seq, count);
         result
     }
 

@@ -183,7 +183,7 @@ async fn keep_alive(core: &Weak<Core>, link: &Arc<Link>, door: &Arc<Door>) {
             let reply = tokio::time::timeout(period * 2, link.call(&KeepAlive {}, Vec::new())).await;
             let Some(core) = core.upgrade() else { return };
             match reply {
-                Ok(Ok(_)) => core.renewed(sent),
+                Ok(Ok((reply, _))) => core.renewed(sent, &reply),
                 Ok(Err(CallError::Refused(failure))) if failure.code() == Code::Retry => {}
                 Ok(Err(CallError::Refused(failure))) => {
                     if let Some(connection) = core.session.current() {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use gofs_tree::{Attr, ByteRange};
+use gofs_tree::{Attr, ByteRange, Timestamp};
 
 use super::{Base, FileState};
 use crate::data::chunks::INDEX_END;
@@ -20,6 +20,17 @@ impl FileState {
             self.resized(new, before);
         }
         self.flush_ended(at);
+    }
+
+    /// Times were set, by an edit of its own, on a file that may have unwritten bytes: these go with the new times. False
+    /// where some are on their way with the old ones.
+    pub fn adopt_times(&mut self, mtime: Option<Timestamp>, ctime: Timestamp) -> bool {
+        if self.committing || self.flushing.is_some() {
+            return false;
+        }
+        self.mtime = mtime.unwrap_or(self.mtime);
+        self.ctime = self.ctime.max(ctime);
+        true
     }
 
     /// What a flush took that ended without an end is dirty again.

@@ -1,7 +1,5 @@
 //! A MetaServer in memory that does as it is told: one session, a real tree, scripted misbehaviour.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by it")]
-
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
@@ -63,6 +61,10 @@ struct State {
     told: Told,
     link: Option<Arc<Link>>,
     validity_ms: u32,
+    /// Every grant is for Write, as for the only session of a namespace.
+    alone: bool,
+    /// The edit of a batch that is refused, as text.
+    refused: Option<String>,
     leader: Option<String>,
     /// Answers to recalls that `Act::ThenRecall` sent.
     recalled: Vec<Option<bool>>,
@@ -113,6 +115,8 @@ impl Fake {
             told: Told::default(),
             link: None,
             validity_ms: 20_000,
+            alone: false,
+            refused: None,
             leader: None,
             recalled: Vec::new(),
         }));
@@ -169,6 +173,16 @@ impl Fake {
 
     pub fn set_validity(&self, validity: Duration) {
         self.state.lock().validity_ms = validity.as_millis() as u32;
+    }
+
+    /// As the only session of its namespace the client gets Write leases.
+    pub fn alone(&self) {
+        self.state.lock().alone = true;
+    }
+
+    /// Refuses that edit of a batch.
+    pub fn refuse(&self, edit: &str) {
+        self.state.lock().refused = Some(edit.to_owned());
     }
 
     /// Sends mounts on.
@@ -363,6 +377,7 @@ impl State {
         if !answers.granting {
             return None;
         }
+        let mode = if self.alone { LeaseMode::Write } else { mode };
         let next = LeaseEpoch(self.next_epoch);
         let grant = self.leases.entry(ino).or_insert(Grant { ino, mode, epoch: next });
         if grant.mode < mode {
@@ -449,6 +464,48 @@ impl State {
         wire::EditsReply { results }
     }
 
+    fn batch(&mut self, answers: &Answers<'_>, request: &wire::Batch) -> wire::BatchReply {
+        assert!(request.answered_seq < request.first_seq, "an answered edit is sent again");
+        let edits: Vec<Edit> =
+            request.edits.iter().map(|bytes| convert::edit(bytes).expect("an edit")).collect();
+        let mut reply = wire::BatchReply::default();
+        for (edit, seq) in edits.iter().zip(request.first_seq..) {
+            let outcome = match self.outcomes.get(&seq) {
+                Some(outcome) => *outcome,
+                None => {
+                    self.applied.push(describe(&edit.op));
+                    let refused = self.refused.take_if(|op| describe(&edit.op) == *op);
+                    let outcome = match refused {
+                        Some(_) => Err(FsError::NoSpace),
+                        None => apply(&mut self.tree, edit),
+                    };
+                    self.outcomes.insert(seq, outcome);
+                    outcome
+                }
+            };
+            reply.results.push(match outcome {
+                Ok(outcome) => wire::BatchResult {
+                    removed: outcome.removed.map_or(0, |ino| ino.0),
+                    attr: self
+                        .tree
+                        .inode(outcome.ino)
+                        .unwrap()
+                        .map(|inode| (&inode.attr(outcome.ino)).into()),
+                    ..wire::BatchResult::default()
+                },
+                Err(error) => wire::BatchResult { fs_error: error.code(), ..wire::BatchResult::default() },
+            });
+        }
+        for edit in &edits {
+            if let EditOp::Create { ino, .. } = &edit.op
+                && self.tree.inode(*ino).unwrap().is_some()
+            {
+                reply.grants.extend(self.grant(answers, *ino, LeaseMode::Write).map(wire::Grant::from));
+            }
+        }
+        reply
+    }
+
     fn serve(&mut self, answers: &mut Answers<'_>, link: &Arc<Link>, frame: &Frame) {
         fn of<R: Request>(frame: &Frame) -> Option<R> {
             (frame.kind == R::KIND).then(|| R::decode(frame.header.clone()).expect("a message"))
@@ -495,6 +552,13 @@ impl State {
         } else if let Some(edits) = of::<wire::Edits>(frame) {
             let reply = self.edits(answers, &edits);
             answers.reply::<wire::Edits>(id, &reply);
+        } else if let Some(batch) = of::<wire::Batch>(frame) {
+            let reply = self.batch(answers, &batch);
+            answers.reply::<wire::Batch>(id, &reply);
+        } else if let Some(reserve) = of::<wire::Reserve>(frame) {
+            let first = self.next_ino;
+            self.next_ino += u64::from(reserve.count);
+            answers.reply::<wire::Reserve>(id, &wire::ReserveReply { first, count: reserve.count });
         } else if let Some(xattrs) = of::<wire::Xattrs>(frame) {
             let ino = Ino(xattrs.ino);
             let all: Vec<(XattrName, Bytes)> = self.tree.xattrs(ino).unwrap();

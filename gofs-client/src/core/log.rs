@@ -1,0 +1,385 @@
+//! Edits that are applied here first: under Write leases the tree is changed in memory, by the same
+//! `gofs_tree::apply` that the servers run, the caller goes on, and the edit goes to the servers later, in order.
+//!
+//! The table, and the log after it, are locked together: an edit's place in the log is the order in which
+//! edits were applied. Who asks the servers about an inode waits first until they have its last edit.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use gofs_proto::convert::{self, ConvertError, Grant, Node};
+use gofs_proto::session::{BatchReply, BatchResult, Reserve};
+use gofs_tree::{Attr, Edit, EditOp, FsError, Ino, NamespaceLimits, Outcome, TimeChange};
+use tokio::sync::oneshot;
+
+use super::Core;
+use super::learn::{EditHints, garbled};
+use crate::clock::BootTime;
+use crate::lease::{LeaseTable, Position, made_by};
+use crate::session::{Logged, Pace};
+
+/// How long edits that nobody waits for are gathered, so that one entry of the EditLog takes many.
+const GATHER: Duration = Duration::from_millis(5);
+/// Inode numbers reserved at once.
+const RESERVE: u32 = 8192;
+/// More are reserved when this many are left.
+const RESERVE_AT: u64 = 2048;
+
+/// Inode numbers that were reserved for this session.
+#[derive(Debug, Default)]
+pub struct InoPool {
+    next: u64,
+    end: u64,
+    asking: bool,
+}
+
+impl InoPool {
+    fn left(&self) -> u64 {
+        self.end - self.next
+    }
+
+    fn peek(&self) -> Option<Ino> {
+        (self.left() > 0).then_some(Ino(self.next))
+    }
+
+    fn take(&mut self, ino: Ino) {
+        debug_assert_eq!(self.next, ino.0, "peeked under the same lock");
+        self.next = ino.0 + 1;
+    }
+
+    fn add(&mut self, first: u64, count: u64) {
+        self.asking = false;
+        // What is left of the range before is given up: numbers are plenty.
+        (self.next, self.end) = (first, first.saturating_add(count));
+    }
+
+    /// The numbers belong to a session that is over.
+    pub fn clear(&mut self) {
+        *self = InoPool::default();
+    }
+}
+
+impl Core {
+    /// Applies the edit here and logs it, if nothing about it needs the servers. `None`: ask them.
+    pub fn edit_here<T>(
+        self: &Arc<Self>,
+        edit: &Edit,
+        hints: EditHints,
+        then: impl Fn(&Core, &mut LeaseTable, Outcome, &[Node]) -> T,
+    ) -> Option<Result<T, FsError>> {
+        let limits = self.limits()?;
+        let mut edit = edit.clone();
+        let mut table = self.table.lock();
+        if !table.is_valid(BootTime::now()) || !self.log.lock().has_room() {
+            return None;
+        }
+        match &mut edit.op {
+            EditOp::Create { ino, .. } => *ino = self.next_ino()?,
+            EditOp::Unlink { holders, .. }
+            | EditOp::Rmdir { holders, .. }
+            | EditOp::Rename { holders, .. } => {
+                if hints.open_here {
+                    holders.push(self.identity.lock().session);
+                }
+            }
+            EditOp::SetAttr { change, .. } if change.size.is_none() => {}
+            EditOp::Link { .. } => {}
+            _ => return None,
+        }
+        let (outcome, changed) = match table.try_apply(&edit, limits) {
+            Ok(applied) => applied,
+            // What is known here does not suffice, or makes no sense together: the servers know.
+            Err(FsError::NotCached | FsError::Stale | FsError::Io | FsError::Invalid) => return None,
+            Err(error) => return Some(Err(error)),
+        };
+        let moves_directory = matches!(edit.op, EditOp::Rename { .. })
+            && changed
+                .inodes
+                .get(&outcome.ino)
+                .is_some_and(|moved| moved.as_ref().is_none_or(|m| m.is_dir()));
+        // A rename between two names of one inode does nothing; let the servers say so.
+        if moves_directory || changed.inodes.is_empty() {
+            return None;
+        }
+        if let EditOp::SetAttr { ino, change } = &edit.op {
+            let mtime = change.mtime.map(|change| match change {
+                TimeChange::Now => edit.time,
+                TimeChange::To(time) => time,
+            });
+            // Bytes that are not written yet come after this edit, with the times that the file shall have.
+            if !self.data.adopt_times(*ino, mtime, edit.time) {
+                return None;
+            }
+        }
+        let made = made_by(&edit);
+        if let Some(ino) = made {
+            self.inos.lock().take(ino);
+        }
+        let nodes = table.take_in_own(&edit, &changed);
+        if let Some(node) = nodes.iter().find(|node| made == Some(node.attr.ino)) {
+            self.load(false, node);
+        }
+        let touched: Vec<Ino> = changed.inodes.keys().copied().collect();
+        self.push(&mut table, &edit, touched, None);
+        let done = then(self, &mut table, outcome, &nodes);
+        self.after_learning(table);
+        Some(Ok(done))
+    }
+
+    /// Logs a change of a file's contents, which live apart from the table, and waits until it is committed.
+    pub async fn log_content(&self, ino: Ino, edit: &Edit) -> Result<Attr, FsError> {
+        let (waiter, outcome) = oneshot::channel();
+        {
+            let mut table = self.table.lock();
+            table.may_commit(ino)?;
+            self.push(&mut table, edit, vec![ino], Some(waiter));
+        }
+        outcome.await.unwrap_or(Err(FsError::Io))
+    }
+
+    fn push(
+        &self,
+        table: &mut LeaseTable,
+        edit: &Edit,
+        touched: Vec<Ino>,
+        waiter: Option<oneshot::Sender<Result<Attr, FsError>>>,
+    ) {
+        let made = made_by(edit);
+        let mut log = self.log.lock();
+        let before = log.pace();
+        let logged = Logged { edit: convert::edit_to_wire(edit), touched: touched.clone(), made, waiter };
+        let at = log.push(logged);
+        let wake = log.pace() != before;
+        drop(log);
+        table.edited(&touched, at);
+        if wake {
+            self.log_wake.notify_one();
+        }
+    }
+
+    /// What the namespace sets for edits that are applied here; `None` where the servers must decide: there is a
+    /// quota, or every operation is to be durable before it returns.
+    fn limits(&self) -> Option<NamespaceLimits> {
+        if self.config.sync || self.has_quota.load(Ordering::Relaxed) {
+            return None;
+        }
+        Some(self.limits)
+    }
+
+    /// The number for the next new inode.
+    fn next_ino(self: &Arc<Self>) -> Option<Ino> {
+        let mut inos = self.inos.lock();
+        if inos.left() < RESERVE_AT && !inos.asking {
+            inos.asking = true;
+            let core = self.clone();
+            self.runtime.spawn(async move { core.reserve().await });
+        }
+        inos.peek()
+    }
+
+    async fn reserve(self: Arc<Self>) {
+        let generation = self.identity.lock().generation;
+        let core = self.clone();
+        let asked = self
+            .session
+            .call_long(Reserve { count: RESERVE }, move |reply| {
+                let identity = core.identity.lock();
+                if identity.generation == generation {
+                    core.inos.lock().add(reply.first, reply.count.into());
+                }
+                Ok(())
+            })
+            .await;
+        if let Err(error) = asked {
+            tracing::warn!(%error, "no inode numbers could be reserved: files are made at the servers' pace");
+            self.inos.lock().asking = false;
+        }
+    }
+
+    // ---- waiting --------------------------------------------------------------------
+
+    /// Sends what is logged without gathering more.
+    fn send_log(&self, upto: Position) {
+        self.log.lock().want(upto);
+        self.log_wake.notify_one();
+    }
+
+    async fn sent(&self, upto: Position) -> Result<(), FsError> {
+        self.send_log(upto);
+        self.wait_for(|_| self.log.lock().is_done(upto).then_some(())).await
+    }
+
+    /// Waits until the servers have the inode's last edit, before they are asked about it.
+    pub async fn settled(&self, ino: Ino) -> Result<(), FsError> {
+        let last = self.table.lock().last_edit(ino);
+        match last {
+            Some(last) => self.sent(last).await,
+            None => Ok(()),
+        }
+    }
+
+    /// As `settled`, for a recall: as long as it takes.
+    pub(super) async fn settled_for_recall(&self, ino: Ino) {
+        let last = self.table.lock().last_edit(ino);
+        if let Some(last) = last {
+            self.send_log(last);
+            self.wait_hard(|| self.log.lock().is_done(last).then_some(())).await;
+        }
+    }
+
+    /// Waits until the servers have every edit that was made before.
+    pub async fn all_edits_sent(&self) -> Result<(), FsError> {
+        let last = self.log.lock().last();
+        if self.log.lock().is_done(last) { Ok(()) } else { self.sent(last).await }
+    }
+
+    /// Whether edits were lost since `told`, which then counts them.
+    pub fn told_of_lost_edits(&self, told: &AtomicU64) -> Result<(), FsError> {
+        let lost = self.lost_edits.load(Ordering::Acquire);
+        if told.swap(lost, Ordering::AcqRel) == lost { Ok(()) } else { Err(FsError::Io) }
+    }
+
+    /// Waits until every change of the tree that was begun before is committed, or lost.
+    pub async fn commit_all(&self) -> Result<(), FsError> {
+        self.all_edits_sent().await?;
+        self.session.edits_answered().await;
+        Ok(())
+    }
+
+    // ---- sending --------------------------------------------------------------------
+
+    /// Runs for as long as the mount.
+    pub async fn send_edits(core: Weak<Core>) {
+        while let Some(strong) = core.upgrade().filter(|core| !core.session.is_stopped()) {
+            let wake = strong.log_wake.clone();
+            let pace = strong.log.lock().pace();
+            match pace {
+                Pace::Idle => {
+                    drop(strong);
+                    wake.notified().await;
+                }
+                Pace::Gather => {
+                    let gathered = async {
+                        while strong.log.lock().pace() == Pace::Gather {
+                            wake.notified().await;
+                        }
+                    };
+                    let _ = tokio::time::timeout(GATHER, gathered).await;
+                    strong.send_batch().await;
+                }
+                Pace::Now => strong.send_batch().await,
+            }
+        }
+    }
+
+    async fn send_batch(self: &Arc<Self>) {
+        let (generation, edits) = {
+            // Together: a new session begins with an empty log.
+            let identity = self.identity.lock();
+            (identity.generation, self.log.lock().begin_batch())
+        };
+        if edits.is_empty() {
+            return;
+        }
+        let core = self.clone();
+        let then = move |reply: BatchReply| core.batch_answered(&reply);
+        if let Err(error) = self.session.batch(generation, edits, then).await {
+            let lost = self.log.lock().end_batch();
+            self.lose_edits(lost, error);
+        }
+    }
+
+    /// Takes the answer in, on the link's task.
+    fn batch_answered(self: &Arc<Self>, reply: &BatchReply) -> Result<(), FsError> {
+        let grants: Result<Vec<Grant>, ConvertError> = reply.grants.iter().map(Grant::try_from).collect();
+        let grants = grants.map_err(|e| garbled(&e))?;
+        let mut wrong = Vec::new();
+        let mut table = self.table.lock();
+        let batch = self.log.lock().end_batch();
+        if reply.results.len() != batch.len() {
+            drop(table);
+            self.lose_edits(batch, garbled(&ConvertError::Missing("result of an edit")));
+            return Ok(());
+        }
+        for grant in &grants {
+            // What was removed here meanwhile goes at the servers soon.
+            if table.is_own(grant.ino) {
+                table.grant(*grant);
+            }
+        }
+        for (edit, result) in batch.into_iter().zip(&reply.results) {
+            table.edit_answered(&edit.touched);
+            let refused = match outcome(result) {
+                Ok(attr) => {
+                    if let Some(attr) = &attr {
+                        table.learn_content(attr);
+                    }
+                    if let Some(waiter) = edit.waiter {
+                        let _ = waiter.send(attr.ok_or(FsError::Stale));
+                    }
+                    None
+                }
+                Err(error) => match edit.waiter {
+                    Some(waiter) => {
+                        let _ = waiter.send(Err(error));
+                        None
+                    }
+                    None => Some(error),
+                },
+            };
+            if let Some(error) = refused {
+                tracing::error!(%error, inodes = ?edit.touched, "the servers refused a change that was made here");
+                self.lost_edits.fetch_add(1, Ordering::AcqRel);
+                wrong.extend(edit.touched);
+            }
+            // Made, not granted, and not removed by a later edit: somebody else has it.
+            wrong.extend(edit.made.filter(|ino| table.is_own(*ino)));
+        }
+        for ino in &wrong {
+            table.lose_made(*ino);
+        }
+        drop(table);
+        self.changed.notify_waiters();
+        if !wrong.is_empty() {
+            self.make_kernel_forget_all(wrong);
+        }
+        Ok(())
+    }
+
+    /// These edits will never be: whoever waits is told, and the next fsync of anybody.
+    pub(super) fn lose_edits(self: &Arc<Self>, lost: Vec<Logged>, error: FsError) {
+        let mut silent = 0;
+        let mut touched = Vec::new();
+        {
+            let mut table = self.table.lock();
+            for edit in lost {
+                table.edit_answered(&edit.touched);
+                for ino in &edit.touched {
+                    table.lose_made(*ino);
+                }
+                touched.extend(edit.touched);
+                match edit.waiter {
+                    Some(waiter) => drop(waiter.send(Err(error))),
+                    None => silent += 1,
+                }
+            }
+        }
+        if silent > 0 {
+            tracing::error!(edits = silent, %error, "changes that were made here are lost");
+            self.lost_edits.fetch_add(silent, Ordering::AcqRel);
+        }
+        self.changed.notify_waiters();
+        if !touched.is_empty() {
+            self.make_kernel_forget_all(touched);
+        }
+    }
+}
+
+/// What became of an edit: the attributes after a change of contents.
+fn outcome(result: &BatchResult) -> Result<Option<Attr>, FsError> {
+    if result.fs_error != 0 {
+        return Err(convert::fs_error(result.fs_error).unwrap_or_else(|e| garbled(&e)));
+    }
+    result.attr.as_ref().map(Attr::try_from).transpose().map_err(|e| garbled(&e))
+}

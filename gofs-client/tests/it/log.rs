@@ -1,0 +1,200 @@
+//! Edits that are applied here first: what waits for no server, what does, and what goes wrong later.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::fake::{Act, Fake, Kernel, name};
+use bytes::Bytes;
+use futures_util::FutureExt;
+use gofs_client::{Client, FileHandle, OpenFlags};
+use gofs_proto::session as wire;
+use gofs_tree::{Attr, AttrChange, FsError, Ino, LeaseMode, Mode, NewNode, ROOT_INO, RenameFlags};
+
+fn flags() -> OpenFlags {
+    OpenFlags { read: true, write: true, ..OpenFlags::default() }
+}
+
+/// A mount that is alone, with inode numbers, and a directory of its own.
+async fn alone() -> (Fake, Arc<Client>, Arc<Kernel>, Ino) {
+    let fake = Fake::start().await;
+    fake.alone();
+    let (client, kernel) = fake.mount().await;
+    let dir = mkdir(&client, ROOT_INO, "dir").await;
+    fake.until(|fake| fake.requests().contains(&"Reserve".to_owned())).await;
+    // The numbers are there when the next request is answered.
+    drop(client.lookup(ROOT_INO, &name("nothing")).await.unwrap());
+    (fake, client, kernel, dir)
+}
+
+async fn mkdir(client: &Client, parent: Ino, text: &str) -> Ino {
+    let text = name(text);
+    let made = client.create(parent, &text, NewNode::Directory, Mode::new(0o755), Mode::new(0), 1, 1);
+    made.await.unwrap().value.ino
+}
+
+fn create(client: &Client, parent: Ino, text: &str) -> Option<Result<(Attr, FileHandle), FsError>> {
+    let text = name(text);
+    let made = client.create_open(parent, &text, Mode::new(0o644), Mode::new(0), 1, 1, flags());
+    made.now_or_never().map(|made| made.map(|(attr, file)| (attr.value, file)))
+}
+
+fn made(client: &Client, parent: Ino, text: &str) -> (Attr, FileHandle) {
+    create(client, parent, text).expect("no server is waited for").unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_write_leases_nothing_waits_for_a_server() {
+    let (fake, client, _, dir) = alone().await;
+    fake.always::<wire::Batch>(Act::Ignore);
+    let before = fake.applied();
+    let (a, file) = made(&client, dir, "a");
+    let now = |done: Option<Result<(), FsError>>| done.expect("no server is waited for").unwrap();
+    client.write(&file, 0, Bytes::from_static(b"abc"), false).now_or_never().unwrap().unwrap();
+    let mode = AttrChange { mode: Some(Mode::new(0o600)), ..AttrChange::default() };
+    let changed = client.setattr(a.ino, mode).now_or_never().unwrap().unwrap().value;
+    assert_eq!((changed.mode, changed.size), (Mode::new(0o600), 3));
+    now(client.rename(dir, &name("a"), dir, &name("b"), RenameFlags::default()).now_or_never());
+    let sub = mkdir(&client, dir, "sub").now_or_never().unwrap();
+    drop(made(&client, sub, "deep"));
+    let linked = client.link(a.ino, sub, &name("link")).now_or_never().unwrap().unwrap().value;
+    assert_eq!(linked.nlink, 2);
+    now(client.unlink(sub, &name("deep")).now_or_never());
+    assert_eq!(client.rmdir(dir, &name("sub")).now_or_never().unwrap(), Err(FsError::NotEmpty));
+    now(client.unlink(sub, &name("link")).now_or_never());
+    now(client.rmdir(dir, &name("sub")).now_or_never());
+    assert_eq!(create(&client, dir, "b").unwrap().err(), Some(FsError::Exists));
+    let found = client.lookup(dir, &name("b")).now_or_never().unwrap().unwrap().value.unwrap();
+    assert_eq!((found.ino, found.nlink, found.size), (a.ino, 1, 3));
+    assert!(client.lookup(dir, &name("a")).now_or_never().unwrap().unwrap().value.is_none());
+    assert_eq!(fake.applied(), before, "no server knows of it yet");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn edits_arrive_in_order_many_at_once_and_the_servers_agree() {
+    let (fake, client, _, dir) = alone().await;
+    let sent = fake.requests().len();
+    for n in 0..100 {
+        let (_, file) = made(&client, dir, &format!("f{n}"));
+        client.write(&file, 0, Bytes::from(format!("{n}")), false).await.unwrap();
+        client.release(file).await;
+    }
+    for n in 0..50 {
+        client.unlink(dir, &name(&format!("f{n}"))).await.unwrap();
+    }
+    client.sync_all().await.unwrap();
+    let batches = fake.requests()[sent..].iter().filter(|kind| *kind == "Batch").count();
+    assert!(batches < 100, "{batches} batches");
+    assert_eq!(client.stats().unsent_edits, 0);
+    for n in 0..100 {
+        let found = client.lookup(dir, &name(&format!("f{n}"))).await.unwrap().value;
+        assert_eq!(found.is_some(), n >= 50, "f{n}");
+        if let Some(attr) = found {
+            assert_eq!(fake.bytes_of(attr.ino), format!("{n}").as_bytes());
+            assert_eq!(fake.lease(attr.ino).map(|grant| grant.mode), Some(LeaseMode::Write));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recall_of_a_directory_waits_until_the_servers_have_its_edits() {
+    let (fake, client, kernel, dir) = alone().await;
+    drop(made(&client, dir, "a"));
+    fake.recall(dir, fake.lease(dir).unwrap().epoch.0, Some(LeaseMode::Read), &[]).await;
+    assert!(fake.applied().contains(&"create a".to_owned()));
+    assert!(kernel.forgotten().contains(&dir.to_string()));
+    // With Read only, it asks.
+    assert!(create(&client, dir, "b").is_none());
+    assert!(client.lookup(dir, &name("a")).await.unwrap().value.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_is_sent_again_over_a_new_connection_and_happens_once() {
+    let (fake, client, _, dir) = alone().await;
+    fake.next::<wire::Batch>(Act::ServeThenDrop);
+    let (attr, file) = made(&client, dir, "a");
+    client.write(&file, 0, Bytes::from_static(b"abc"), false).await.unwrap();
+    client.fsync(&file, false).await.unwrap();
+    let applied = fake.applied();
+    assert_eq!(applied.iter().filter(|edit| *edit == "create a").count(), 1, "{applied:?}");
+    let hello = fake.hellos().pop().unwrap();
+    assert!(hello.leases.iter().any(|lease| lease.ino == dir.0));
+    assert!(!hello.leases.iter().any(|lease| lease.ino == attr.ino.0), "the servers were not heard of it");
+    assert_eq!(fake.bytes_of(attr.ino), b"abc");
+    assert!(client.getattr(attr.ino).now_or_never().is_some(), "held under the lease of the second answer");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_edit_is_told_by_fsync_once_and_what_was_believed_is_forgotten() {
+    let (fake, client, kernel, dir) = alone().await;
+    fake.refuse("create a");
+    let (attr, file) = made(&client, dir, "a");
+    assert_eq!(client.fsync(&file, false).await, Err(FsError::Io));
+    assert_eq!(client.fsync(&file, false).await, Ok(()));
+    assert_eq!(client.fsync_dir(dir).await, Err(FsError::Io));
+    assert_eq!(client.fsync_dir(dir).await, Ok(()));
+    assert_eq!(client.stats().lost_edits, 1);
+    assert!(client.lookup(dir, &name("a")).await.unwrap().value.is_none());
+    fake.until(|_| kernel.forgotten().contains(&attr.ino.to_string())).await;
+    // What the servers have is learned anew.
+    mkdir(&client, dir, "b").await;
+    client.fsync_dir(dir).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn edits_of_a_fenced_session_are_lost_counted_and_told() {
+    let (fake, client, _, dir) = alone().await;
+    fake.always::<wire::Batch>(Act::Ignore);
+    let (_, file) = made(&client, dir, "a");
+    drop(made(&client, dir, "b"));
+    let hellos = fake.hellos().len();
+    fake.fence();
+    fake.well_behaved();
+    fake.drop_connection();
+    fake.until(|fake| fake.hellos().len() >= hellos + 2).await;
+    fake.until(|_| client.stats().lost_edits == 2).await;
+    assert_eq!(client.fsync(&file, false).await, Err(FsError::Io));
+    assert!(client.lookup(dir, &name("a")).await.unwrap().value.is_none());
+    assert!(!fake.applied().contains(&"create a".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_quota_or_sync_every_edit_asks() {
+    let fake = Fake::start().await;
+    fake.alone();
+    let config = gofs_client::ClientConfig { sync: true, ..fake.config() };
+    let client = Client::mount(config, Arc::new(Kernel::default())).await.unwrap();
+    let dir = mkdir(&client, ROOT_INO, "dir").await;
+    assert!(create(&client, dir, "a").is_none());
+    assert!(!fake.requests().contains(&"Reserve".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_file_that_is_removed_here_stays_readable_until_its_close() {
+    let (fake, client, _, dir) = alone().await;
+    let (attr, file) = made(&client, dir, "a");
+    client.write(&file, 0, Bytes::from_static(b"still"), false).await.unwrap();
+    client.unlink(dir, &name("a")).now_or_never().unwrap().unwrap();
+    let read = client.read(&file, 0, 10).await.unwrap();
+    assert_eq!(read.value.concat(), b"still");
+    drop(read);
+    client.sync_all().await.unwrap();
+    assert!(fake.applied().contains(&"unlink a holders 1".to_owned()));
+    assert_eq!(client.getattr(attr.ino).await.unwrap().value.nlink, 0);
+    client.release(file).await;
+    fake.until(|fake| fake.requests().contains(&"Closed".to_owned())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gone_server_stops_nobody_until_the_log_is_full() {
+    let (fake, client, _, dir) = alone().await;
+    fake.always::<wire::Batch>(Act::Ignore);
+    for n in 0..1000 {
+        drop(made(&client, dir, &format!("f{n}")));
+    }
+    let asks = client.getattr(ROOT_INO);
+    assert!(tokio::time::timeout(Duration::from_secs(5), asks).await.is_ok(), "cached");
+    fake.well_behaved();
+    fake.drop_connection();
+    client.sync_all().await.unwrap();
+    assert_eq!(fake.applied().iter().filter(|edit| edit.starts_with("create f")).count(), 1000);
+}

@@ -1,0 +1,7 @@
+//! A client against a MetaServer that does as it is told.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod fake;
+mod log;
+mod session;
