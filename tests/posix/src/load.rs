@@ -165,12 +165,18 @@ impl Worker {
         Ok(())
     }
 
+    /// A change of names is durable when its directory was fsynced.
+    fn sync_names(&self) -> io::Result<()> {
+        File::open(self.root.join(&self.dir))?.sync_all()
+    }
+
     fn remove(&mut self, path: &Path) -> io::Result<()> {
         self.forget(path);
         match fs::remove_file(self.root.join(path)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
+        self.sync_names()?;
         self.remember(path, Expected::Absent);
         Ok(())
     }
@@ -186,6 +192,7 @@ impl Worker {
         }
         self.forget(&target);
         fs::rename(self.root.join(path), self.root.join(&target))?;
+        self.sync_names()?;
         self.remember(path, Expected::Absent);
         if let Some(before) = before {
             self.remember(&target, before);
