@@ -49,7 +49,7 @@ async fn under_write_leases_nothing_waits_for_a_server() {
     let before = fake.applied();
     let (a, file) = made(&client, dir, "a");
     let now = |done: Option<Result<(), FsError>>| done.expect("no server is waited for").unwrap();
-    client.write(&file, 0, Bytes::from_static(b"abc"), false).now_or_never().unwrap().unwrap();
+    client.write(&file, 0, false, Bytes::from_static(b"abc")).now_or_never().unwrap().unwrap();
     let mode = AttrChange { mode: Some(Mode::new(0o600)), ..AttrChange::default() };
     let changed = client.setattr(a.ino, mode).now_or_never().unwrap().unwrap().value;
     assert_eq!((changed.mode, changed.size), (Mode::new(0o600), 3));
@@ -75,7 +75,7 @@ async fn edits_arrive_in_order_many_at_once_and_the_servers_agree() {
     let sent = fake.requests().len();
     for n in 0..100 {
         let (_, file) = made(&client, dir, &format!("f{n}"));
-        client.write(&file, 0, Bytes::from(format!("{n}")), false).await.unwrap();
+        client.write(&file, 0, false, Bytes::from(format!("{n}"))).await.unwrap();
         client.release(file).await;
     }
     for n in 0..50 {
@@ -112,7 +112,7 @@ async fn a_batch_is_sent_again_over_a_new_connection_and_happens_once() {
     let (fake, client, _, dir) = alone().await;
     fake.next::<wire::Batch>(Act::ServeThenDrop);
     let (attr, file) = made(&client, dir, "a");
-    client.write(&file, 0, Bytes::from_static(b"abc"), false).await.unwrap();
+    client.write(&file, 0, false, Bytes::from_static(b"abc")).await.unwrap();
     client.fsync(&file, false).await.unwrap();
     let applied = fake.applied();
     assert_eq!(applied.iter().filter(|edit| *edit == "create a").count(), 1, "{applied:?}");
@@ -172,7 +172,7 @@ async fn with_quota_or_sync_every_edit_asks() {
 async fn an_open_file_that_is_removed_here_stays_readable_until_its_close() {
     let (fake, client, _, dir) = alone().await;
     let (attr, file) = made(&client, dir, "a");
-    client.write(&file, 0, Bytes::from_static(b"still"), false).await.unwrap();
+    client.write(&file, 0, false, Bytes::from_static(b"still")).await.unwrap();
     client.unlink(dir, &name("a")).now_or_never().unwrap().unwrap();
     let read = client.read(&file, 0, 10).await.unwrap();
     assert_eq!(read.value.concat(), b"still");
