@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use gofs_tree::{
     ChunkId, ChunkServerId, ChunkSize, ChunkVersion, CodecError, Edit, EditSeq, Encode, FsError,
-    INLINE_MAX_LIMIT, NamespaceId, NamespaceLimits, Outcome, SessionId, Timestamp,
+    INLINE_MAX_LIMIT, Ino, NamespaceId, NamespaceLimits, Outcome, SessionId, Timestamp,
 };
 
 use crate::codec::{Reader, Writer};
@@ -116,6 +116,27 @@ pub enum Command {
         answered: EditSeq,
         /// The edits, in order.
         edits: Vec<Edit>,
+    },
+    /// The same for edits that the session has applied already: a `Create` names one of the inode numbers that are
+    /// reserved for it ([`Command::ReserveInos`]) and that it did not use before, else it is refused as invalid.
+    Batch {
+        /// Whose edits.
+        session: SessionId,
+        /// As in `Edits`.
+        first_seq: EditSeq,
+        /// As in `Edits`.
+        answered: EditSeq,
+        /// The edits, in order.
+        edits: Vec<Edit>,
+    },
+    /// Inode numbers for a session's own Creates: nobody else gets them, also when the session is gone.
+    ReserveInos {
+        /// For whom.
+        session: SessionId,
+        /// The first; from the leader's counter, so never given before.
+        first: Ino,
+        /// How many, at least 1.
+        count: u32,
     },
     /// Edits that the leader makes by itself, which need no dedup: each is refused or does nothing where it was
     /// applied before. Answers `Edits`.
@@ -273,6 +294,8 @@ const FORGET_CHUNK: u8 = 9;
 const REGISTER_SERVER: u8 = 10;
 const INIT_CLUSTER: u8 = 11;
 const SERVER_EDITS: u8 = 12;
+const BATCH: u8 = 13;
+const RESERVE_INOS: u8 = 14;
 
 impl Encode for Command {
     fn encode(&self, buffer: &mut Vec<u8>) {
@@ -281,13 +304,17 @@ impl Encode for Command {
         match self {
             Command::Edits { session, first_seq, answered, edits } => {
                 out.u8(EDITS);
+                write_edits(&mut out, *session, *first_seq, *answered, edits);
+            }
+            Command::Batch { session, first_seq, answered, edits } => {
+                out.u8(BATCH);
+                write_edits(&mut out, *session, *first_seq, *answered, edits);
+            }
+            Command::ReserveInos { session, first, count } => {
+                out.u8(RESERVE_INOS);
                 out.u64(session.0);
-                out.u64(first_seq.0);
-                out.u64(answered.0);
-                out.u32(u32::try_from(edits.len()).expect("a batch of edits is bounded by its frame"));
-                for edit in edits {
-                    out.nested(|buffer| edit.encode(buffer));
-                }
+                out.u64(first.0);
+                out.u32(*count);
             }
             Command::ServerEdits { namespace, edits } => {
                 out.u8(SERVER_EDITS);
@@ -360,24 +387,21 @@ impl Encode for Command {
         from.version(COMMAND_VERSION)?;
         let command = match from.u8()? {
             EDITS => {
-                let session = SessionId(from.u64()?);
-                let first_seq = EditSeq(from.u64()?);
-                let answered = EditSeq(from.u64()?);
-                let count = from.count(4)?;
-                let mut edits = Vec::with_capacity(count);
-                for _ in 0..count {
-                    edits.push(Edit::decode(from.bytes()?)?);
-                }
-                Command::Edits { session, first_seq, answered, edits }
+                let (session, first_seq, answered) = read_sequence(&mut from)?;
+                Command::Edits { session, first_seq, answered, edits: read_edits(&mut from)? }
             }
+            BATCH => {
+                let (session, first_seq, answered) = read_sequence(&mut from)?;
+                Command::Batch { session, first_seq, answered, edits: read_edits(&mut from)? }
+            }
+            RESERVE_INOS => Command::ReserveInos {
+                session: SessionId(from.u64()?),
+                first: Ino(from.u64()?),
+                count: from.u32()?,
+            },
             SERVER_EDITS => {
                 let namespace = NamespaceId(from.u32()?);
-                let count = from.count(4)?;
-                let mut edits = Vec::with_capacity(count);
-                for _ in 0..count {
-                    edits.push(Edit::decode(from.bytes()?)?);
-                }
-                Command::ServerEdits { namespace, edits }
+                Command::ServerEdits { namespace, edits: read_edits(&mut from)? }
             }
             OPEN_SESSION => Command::OpenSession {
                 session: SessionId(from.u64()?),
@@ -419,6 +443,35 @@ impl Encode for Command {
     }
 }
 
+fn write_edits(
+    out: &mut Writer<'_>,
+    session: SessionId,
+    first_seq: EditSeq,
+    answered: EditSeq,
+    edits: &[Edit],
+) {
+    out.u64(session.0);
+    out.u64(first_seq.0);
+    out.u64(answered.0);
+    out.u32(u32::try_from(edits.len()).expect("a batch of edits is bounded by its frame"));
+    for edit in edits {
+        out.nested(|buffer| edit.encode(buffer));
+    }
+}
+
+fn read_sequence(from: &mut Reader<'_>) -> Result<(SessionId, EditSeq, EditSeq), CodecError> {
+    Ok((SessionId(from.u64()?), EditSeq(from.u64()?), EditSeq(from.u64()?)))
+}
+
+fn read_edits(from: &mut Reader<'_>) -> Result<Vec<Edit>, CodecError> {
+    let count = from.count(4)?;
+    let mut edits = Vec::with_capacity(count);
+    for _ in 0..count {
+        edits.push(Edit::decode(from.bytes()?)?);
+    }
+    Ok(edits)
+}
+
 pub(crate) fn write_labels(out: &mut Writer<'_>, labels: &BTreeMap<String, String>) {
     out.u32(u32::try_from(labels.len()).expect("labels come from a command line"));
     for (key, value) in labels {
@@ -439,7 +492,7 @@ pub(crate) fn read_labels(from: &mut Reader<'_>) -> Result<BTreeMap<String, Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gofs_tree::{EditOp, Ino, Name, ROOT_INO};
+    use gofs_tree::{EditOp, Name, ROOT_INO};
 
     fn samples() -> Vec<Command> {
         let config = NamespaceConfig { quota_bytes: 7, ..NamespaceConfig::default() };
@@ -485,6 +538,16 @@ mod tests {
                 labels: BTreeMap::from([("rack".into(), "r1".into())]),
             },
             Command::InitCluster { cluster: [1; 16] },
+            Command::Batch {
+                session: SessionId(3),
+                first_seq: EditSeq(9),
+                answered: EditSeq(8),
+                edits: vec![Edit {
+                    time: Timestamp::new(5, 6),
+                    op: EditOp::Link { ino: Ino(4), parent: ROOT_INO, name: Name::new(b"n").unwrap() },
+                }],
+            },
+            Command::ReserveInos { session: SessionId(3), first: Ino(17), count: 9 },
         ]
     }
 

@@ -14,7 +14,9 @@ use super::operation::Operation;
 use super::space::{ConnectionId, Space};
 use super::term::Term;
 use super::{Refusal, Service};
-use super::{chunk_map, closed, edits, fetch, hello, keep_alive, locks, lookup, readdir, statfs, xattrs};
+use super::{
+    chunk_map, closed, edits, fetch, hello, keep_alive, locks, lookup, readdir, reserve, statfs, xattrs,
+};
 use crate::lease::Need;
 use crate::state::TreeView;
 
@@ -177,6 +179,7 @@ impl LinkHandler for Connection {
             wire::Fetch::KIND => self.spawn(link, member, request, fetch::serve),
             wire::ReadDir::KIND => self.spawn(link, member, request, readdir::serve),
             wire::Edits::KIND => self.spawn(link, member, request, edits::serve),
+            wire::Reserve::KIND => self.spawn(link, member, request, reserve::serve),
             wire::Xattrs::KIND => self.spawn(link, member, request, xattrs::serve),
             wire::ChunkMap::KIND => self.spawn(link, member, request, chunk_map::serve),
             wire::Allocate::KIND => self.spawn(link, member, request, chunk_map::allocate),

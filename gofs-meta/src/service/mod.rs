@@ -22,6 +22,7 @@ mod operation;
 mod plan;
 mod readdir;
 mod refusal;
+mod reserve;
 mod space;
 mod statfs;
 mod term;

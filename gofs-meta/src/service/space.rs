@@ -69,7 +69,12 @@ impl Space {
 
     /// An inode number that was never used.
     pub fn new_ino(&self) -> Ino {
-        Ino(self.next_ino.fetch_add(1, Ordering::Relaxed))
+        self.new_inos(1)
+    }
+
+    /// The first of `count` inode numbers that were never used.
+    pub fn new_inos(&self, count: u32) -> Ino {
+        Ino(self.next_ino.fetch_add(u64::from(count), Ordering::Relaxed))
     }
 
     /// Carries out what the lease table decided. The caller holds the lock and keeps it until it is done.

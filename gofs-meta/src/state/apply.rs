@@ -14,6 +14,7 @@ use gofs_tree::{
 };
 
 use super::key::{self, Key, kind};
+use super::ranges::InoRanges;
 use super::read::counters_in;
 use super::record::{
     ChunkRecord, Counters, LogPosition, Progress, Record, ServerRecord, SessionRecord, seal,
@@ -165,8 +166,13 @@ impl Batch<'_> {
     fn command(&mut self, command: &Command) -> Result<CommandOutcome, StateError> {
         let outcome = match command {
             Command::Edits { session, first_seq, answered, edits } => {
-                self.edits(*session, *first_seq, *answered, edits)?
+                let numbers = &mut Numbers::Leader;
+                self.edits(*session, *first_seq, *answered, edits, numbers)?
             }
+            Command::Batch { session, first_seq, answered, edits } => {
+                self.batch(*session, *first_seq, *answered, edits)?
+            }
+            Command::ReserveInos { session, first, count } => self.reserve(*session, *first, *count)?,
             Command::ServerEdits { namespace, edits } => self.server_edits(*namespace, edits)?,
             Command::OpenSession { session, namespace, token, host, mount_point, pid } => {
                 self.open_session(SessionRecord {
@@ -217,6 +223,7 @@ impl Batch<'_> {
         first_seq: EditSeq,
         answered: EditSeq,
         edits: &[Edit],
+        numbers: &mut Numbers,
     ) -> Result<Result<CommandOutcome, Refusal>, StateError> {
         let Some(record) = self.session(session)? else { return Ok(Err(Refusal::NoSession(session))) };
         let Some((_, config)) = self.namespace(record.namespace)? else {
@@ -244,7 +251,8 @@ impl Batch<'_> {
                 let result = if seq <= progress.answered {
                     Err(FsError::Stale)
                 } else {
-                    *progress.outcomes.entry(seq).or_insert_with(|| apply_edit(view, record.namespace, edit))
+                    let apply = || numbers.apply(view, record.namespace, edit);
+                    *progress.outcomes.entry(seq).or_insert_with(apply)
                 };
                 progress.applied = progress.applied.max(seq);
                 results.push(result);
@@ -254,6 +262,66 @@ impl Batch<'_> {
         })?;
         self.set(progress_key, Record::Progress(Arc::new(progress)));
         Ok(Ok(CommandOutcome::Edits(results)))
+    }
+
+    fn batch(
+        &mut self,
+        session: SessionId,
+        first_seq: EditSeq,
+        answered: EditSeq,
+        edits: &[Edit],
+    ) -> Result<Result<CommandOutcome, Refusal>, StateError> {
+        let before = self.reserved(session)?;
+        let mut numbers = Numbers::Session(InoRanges::clone(&before));
+        let outcome = self.edits(session, first_seq, answered, edits, &mut numbers)?;
+        if let Numbers::Session(after) = numbers
+            && after != *before
+        {
+            self.set(key::reserved(session), Record::Reserved(Arc::new(after)));
+        }
+        Ok(outcome)
+    }
+
+    fn reserve(
+        &mut self,
+        session: SessionId,
+        first: Ino,
+        count: u32,
+    ) -> Result<Result<CommandOutcome, Refusal>, StateError> {
+        let Some(record) = self.session(session)? else { return Ok(Err(Refusal::NoSession(session))) };
+        let ns = record.namespace;
+        let Some((_, config)) = self.namespace(ns)? else { return Ok(Err(Refusal::NoNamespace(ns))) };
+        let Some(end) = first.0.checked_add(u64::from(count)).map(Ino).filter(|_| count > 0) else {
+            return Ok(Err(Refusal::Invalid("no inode numbers to reserve".into())));
+        };
+        let moved = self.in_tree(ns, config, |view| {
+            let (_, next_ino) = view.usage_record()?;
+            if first <= ROOT_INO || end.0 >= next_ino.0.saturating_add(ID_JUMP_MAX) {
+                return Ok(false);
+            }
+            // A command with later numbers may have been faster.
+            if end > next_ino {
+                view.set_next_ino(end)?;
+            }
+            Ok::<_, FsError>(true)
+        })?;
+        if moved != Ok(true) {
+            return Ok(Err(Refusal::Invalid(format!("inode numbers from {first} cannot be reserved"))));
+        }
+        let mut ranges = InoRanges::clone(&*self.reserved(session)?);
+        ranges.add(first, end);
+        self.set(key::reserved(session), Record::Reserved(Arc::new(ranges)));
+        Ok(Ok(CommandOutcome::Done))
+    }
+
+    /// Inode numbers that the session may still use.
+    fn reserved(&self, session: SessionId) -> Result<Arc<InoRanges>, StateError> {
+        let key = key::reserved(session);
+        match self.get(&key)? {
+            Some(Record::Reserved(ranges)) => Ok(ranges),
+            Some(_) => Err(self.shared.misplaced(&key)),
+            None => Ok(Arc::default()),
+        }
     }
 
     fn server_edits(
@@ -314,6 +382,7 @@ impl Batch<'_> {
         }
         self.remove(key::session(id));
         self.remove(key::progress(id));
+        self.remove(key::reserved(id));
         if fenced {
             self.remember_fenced(id)?;
         }
@@ -380,6 +449,7 @@ impl Batch<'_> {
             if session.namespace == id {
                 self.remove(key);
                 self.remove(key::progress(session.id));
+                self.remove(key::reserved(session.id));
                 self.remember_fenced(session.id)?;
             }
         }
@@ -430,6 +500,30 @@ impl Batch<'_> {
         }
         self.set(key::chunk(id), Record::Chunk(ChunkRecord { version: to, copies, ..chunk }));
         Ok(Ok(CommandOutcome::Done))
+    }
+}
+
+/// Who chose the numbers of new inodes.
+enum Numbers {
+    /// The leader, from its counter.
+    Leader,
+    /// The session, out of these.
+    Session(InoRanges),
+}
+
+impl Numbers {
+    fn apply(&mut self, view: &mut TreeView, ns: NamespaceId, edit: &Edit) -> Result<Outcome, FsError> {
+        match (self, &edit.op) {
+            (Numbers::Session(ranges), EditOp::Create { ino, .. }) => {
+                if !ranges.contains(*ino) {
+                    return Err(FsError::Invalid);
+                }
+                let outcome = apply_edit(view, ns, edit)?;
+                ranges.take(*ino);
+                Ok(outcome)
+            }
+            _ => apply_edit(view, ns, edit),
+        }
     }
 }
 

@@ -14,6 +14,7 @@ pub(crate) mod kind {
     pub const NAMESPACE: u8 = b'n';
     pub const ORPHAN: u8 = b'o';
     pub const PROGRESS: u8 = b'q';
+    pub const RESERVED: u8 = b'r';
     pub const SESSION: u8 = b's';
     pub const USAGE: u8 = b'u';
     pub const XATTR: u8 = b'x';
@@ -96,6 +97,10 @@ pub(crate) fn progress(session: SessionId) -> Key {
     key(kind::PROGRESS, &[&session.0.to_be_bytes()])
 }
 
+pub(crate) fn reserved(session: SessionId) -> Key {
+    key(kind::RESERVED, &[&session.0.to_be_bytes()])
+}
+
 pub(crate) fn fenced(session: SessionId) -> Key {
     key(kind::FENCED, &[&session.0.to_be_bytes()])
 }
@@ -173,7 +178,7 @@ pub(crate) fn show(key: &[u8]) -> String {
             let index = index_of(key).map_or_else(|| "?".into(), |index| index.0.to_string());
             format!("{shown}/{}/{}/{index}", ns(), ino())
         }
-        kind::CHUNK | kind::SESSION | kind::PROGRESS | kind::FENCED | kind::SERVER => {
+        kind::CHUNK | kind::SESSION | kind::PROGRESS | kind::RESERVED | kind::FENCED | kind::SERVER => {
             format!("{shown}/{}", id())
         }
         _ => key.escape_ascii().to_string(),

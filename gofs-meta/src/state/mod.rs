@@ -9,6 +9,7 @@ mod apply;
 mod cache;
 mod disk;
 mod key;
+mod ranges;
 mod read;
 mod record;
 mod snapshot;

@@ -13,6 +13,7 @@ use gofs_tree::{
 };
 
 use super::key::{self, kind};
+use super::ranges::InoRanges;
 use crate::codec::{Reader, Writer};
 use crate::command::{NamespaceConfig, read_labels, write_labels};
 
@@ -141,6 +142,7 @@ pub(crate) enum Record {
     /// `applied` is kept in `Progress`.
     Session(Arc<SessionRecord>),
     Progress(Arc<Progress>),
+    Reserved(Arc<InoRanges>),
     Fenced,
     Server(Arc<ServerRecord>),
     Applied(LogPosition),
@@ -196,6 +198,7 @@ impl Record {
                 size_of::<SessionRecord>() + session.host.len() + session.mount_point.len()
             }
             Record::Progress(progress) => size_of::<Progress>() + progress.outcomes.len() * 48,
+            Record::Reserved(ranges) => size_of::<InoRanges>() + ranges.len() * 16,
             Record::Server(_) => 256,
             _ => 0,
         };
@@ -239,6 +242,10 @@ impl Record {
                 out.u32(session.pid);
             }
             Record::Progress(progress) => progress.write(&mut out),
+            Record::Reserved(ranges) => {
+                out.u8(VERSION);
+                ranges.write(&mut out);
+            }
             Record::Server(server) => {
                 out.u8(VERSION);
                 out.str(&server.address);
@@ -307,6 +314,9 @@ impl Record {
             }
             kind::PROGRESS => decode_with("progress of a session", payload, |from| {
                 Ok(Record::Progress(Arc::new(Progress::read(from)?)))
+            })?,
+            kind::RESERVED => decode_with("inode numbers of a session", payload, |from| {
+                Ok(Record::Reserved(Arc::new(InoRanges::read(from)?)))
             })?,
             kind::FENCED => decode_with("fenced session", payload, |_| Ok(Record::Fenced))?,
             kind::SERVER => {

@@ -301,6 +301,55 @@ fn a_damaged_record_is_an_error_that_names_it_never_an_answer() {
     assert_eq!(state.tree(NS).entry(ROOT_INO, &name("c")).unwrap(), None);
 }
 
+fn own_edits(session: u64, seq: u64, ops: Vec<EditOp>) -> Command {
+    let Command::Edits { session, first_seq, answered, edits } = edits(session, seq, seq - 1, ops) else {
+        unreachable!()
+    };
+    Command::Batch { session, first_seq, answered, edits }
+}
+
+fn reserve(session: u64, first: u64, count: u32) -> Command {
+    Command::ReserveInos { session: SessionId(session), first: Ino(first), count }
+}
+
+#[test]
+fn a_session_uses_only_its_own_numbers_and_each_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = prepared(dir.path());
+    assert_eq!(run(&state, &reserve(1, 2, 10)), CommandOutcome::Done);
+    assert_eq!(run(&state, &reserve(2, 12, 10)), CommandOutcome::Done);
+    assert_eq!(state.namespace(NS).unwrap().unwrap().next_ino, Ino(22));
+    let ops =
+        vec![create("a", 2), create("foreign", 12), create("beyond", 22), create("a", 3), create("b", 3)];
+    let wrong = Err(FsError::Invalid);
+    let first = own_edits(1, 1, ops);
+    let expected = vec![Ok(Ino(2)), wrong, wrong, Err(FsError::Exists), Ok(Ino(3))];
+    assert_eq!(results(run(&state, &first)), expected);
+    assert_eq!(results(run(&state, &first)), expected, "answered from the record, not as used up");
+    let again = own_edits(1, 6, vec![unlink("a", &[]), create("c", 2), create("c", 4)]);
+    assert_eq!(results(run(&state, &again)), [Ok(Ino(2)), wrong, Ok(Ino(4))]);
+    // All of it also after a restart, and nothing is left of a session that has ended.
+    drop(state);
+    let state = open(dir.path());
+    let late = own_edits(1, 9, vec![create("d", 3), create("d", 5)]);
+    assert_eq!(results(run(&state, &late)), [wrong, Ok(Ino(5))]);
+    for session in [1, 2] {
+        run(&state, &Command::EndSession { session: SessionId(session), fenced: false });
+    }
+    assert_eq!(state.shared.scan(b"r", b"s", 9).unwrap(), []);
+    assert_eq!(state.namespace(NS).unwrap().unwrap().next_ino, Ino(22), "nobody gets them any more");
+}
+
+#[test]
+fn reservations_that_cannot_be_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = prepared(dir.path());
+    for bad in [reserve(1, 2, 0), reserve(1, 1, 5), reserve(1, 1 << 50, 5), reserve(1, u64::MAX, 5)] {
+        assert!(matches!(run(&state, &bad), CommandOutcome::Refused(Refusal::Invalid(_))), "{bad:?}");
+    }
+    assert!(matches!(run(&state, &reserve(9, 2, 5)), CommandOutcome::Refused(Refusal::NoSession(_))));
+}
+
 #[test]
 fn a_snapshot_carries_everything_and_a_damaged_one_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -394,6 +443,9 @@ proptest! {
             let seq = at as u64 + 1;
             commands.push(edits(1, seq, seq - 1, vec![op]));
         }
+        commands.push(reserve(2, 100, 8));
+        commands.push(own_edits(1, 1000, vec![create("own", 100), create("own", 101)]));
+        commands.push(own_edits(2, 1, vec![create("own", 100), create("other", 101)]));
         commands.push(Command::EndSession { session: SessionId(2), fenced: true });
         let entries: Vec<_> = commands.iter().enumerate().map(|(at, command)| {
             (LogPosition { term: 1, index: at as u64 + 1 }, LogEntry::Command(command.to_bytes().into()))
