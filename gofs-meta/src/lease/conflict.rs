@@ -71,6 +71,9 @@ impl LeaseTable {
         let Some(entry) = self.inodes.get(&need.ino) else { return false };
         let Some(lease) = entry.leases.get(&holder) else { return false };
         let (mode, epoch) = (lease.mode, lease.epoch);
+        if mode == LeaseMode::Write {
+            self.contention.note(now, need.ino);
+        }
         // Only a directory's Read lease can be kept while its names go.
         let by_name = need.access == Access::Change && mode == LeaseMode::Read && !need.names.is_empty();
         let keep = (need.access == Access::Read || by_name).then_some(LeaseMode::Read);

@@ -21,21 +21,22 @@ impl LeaseTable {
     ///
     /// A holder's kernel may keep its acknowledgement back until a request of its own on the same inode is
     /// answered. That request passes; but where it needs in turn what the first one's session holds, each
-    /// waits for the other. The youngest of such a circle is refused: the kernel then asks again.
+    /// waits for the other. The youngest of such a circle that is not firm is refused: the kernel then asks again.
     pub fn tick(&mut self, now: Now) -> Overdue {
+        self.contention.prune(now);
         let late = self.recalls.values().filter(|r| now.saturating_sub(r.sent) > RECALL_PATIENCE);
         let sessions = late.map(|r| r.recall.session).collect();
         let mut effects = Vec::new();
         let mut dirty = BTreeSet::new();
-        while let Some(youngest) = self.circle(now) {
-            self.forget_op(youngest, &mut dirty);
-            effects.push(Effect::Refuse(youngest));
+        while let Some(refused) = self.circle(now) {
+            self.forget_op(refused, &mut dirty);
+            effects.push(Effect::Refuse(refused));
         }
         self.decide(now, dirty, &mut effects);
         Overdue { sessions, effects }
     }
 
-    /// The youngest operation of some circle in which all have waited long enough.
+    /// The operation to be refused of some circle in which all have waited long enough.
     fn circle(&self, now: Now) -> Option<OpId> {
         let patient = |id: &OpId| now.saturating_sub(self.ops[id].begun) > CROSSING_PATIENCE;
         let asking: Vec<OpId> = self
@@ -50,7 +51,7 @@ impl LeaseTable {
             if let Some(circle) = self.walk(start, &mut path, &mut done)
                 && circle.iter().all(patient)
             {
-                return circle.iter().max().copied();
+                return circle.iter().max_by_key(|&&id| (!self.ops[&id].firm, id)).copied();
             }
         }
         None

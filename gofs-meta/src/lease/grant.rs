@@ -3,7 +3,7 @@
 use gofs_tree::{Ino, LeaseEpoch, LeaseMode};
 
 use super::table::{Lease, LeaseTable};
-use super::{Access, OpId};
+use super::{Access, Now, OpId};
 
 /// What a session may cache, as its reply says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,20 +20,51 @@ impl LeaseTable {
     /// Grants, or confirms, a lease to the session of an operation that runs, on an inode it needed.
     /// Call it just before the reply is sent and before [`LeaseTable::end`]. `None`: the reply is to be used once.
     pub fn grant(&mut self, id: OpId, ino: Ino, mode: LeaseMode) -> Option<Grant> {
-        let op = self.ops.get(&id).filter(|op| op.running)?;
-        let access = op.needs.iter().find(|need| need.ino == ino)?.access;
+        let access = self.access(id, ino)?;
         let enough = match mode {
             LeaseMode::Read => access != Access::Settle,
             LeaseMode::Write => access == Access::Change,
         };
-        (enough && !op.passed.contains(&ino)).then(|| self.put(id, ino, mode))?
+        (enough && !self.ops[&id].passed.contains(&ino)).then(|| self.put(id, ino, mode))?
     }
 
-    /// Grants a lease on an inode that the operation has just made.
+    /// As [`LeaseTable::grant`], with Write wherever that takes nothing from anybody: the session changed the inode,
+    /// or is the only one there is; no other holds a lease on it, waits for it, or has had to ask for it of
+    /// late. Else `least`, or what is held anyway where that is `None`.
+    pub fn grant_best(&mut self, now: Now, id: OpId, ino: Ino, least: Option<LeaseMode>) -> Option<Grant> {
+        let best = self.is_unwanted(now, id, ino).then(|| self.put(id, ino, LeaseMode::Write)).flatten();
+        best.or_else(|| match least {
+            Some(mode) => self.grant(id, ino, mode),
+            None => self.confirm(id, ino),
+        })
+    }
+
+    /// Whether nobody but the operation's session has an interest in the inode.
+    fn is_unwanted(&self, now: Now, id: OpId, ino: Ino) -> bool {
+        // Looking at an inode keeps others from changing it, not from looking; that matters where there are others.
+        let alone = match self.access(id, ino) {
+            Some(Access::Change) => true,
+            Some(Access::Read) => self.sessions.len() == 1,
+            Some(Access::Settle) | None => false,
+        };
+        let (Some(op), Some(entry)) = (self.ops.get(&id), self.inodes.get(&ino)) else { return false };
+        let wanted = entry.waiting.keys().any(|other| self.ops[other].session != op.session);
+        alone && !wanted && !op.passed.contains(&ino) && !self.contention.holds(now, ino)
+    }
+
+    /// How an operation that runs has the inode.
+    fn access(&self, id: OpId, ino: Ino) -> Option<Access> {
+        self.inodes.get(&ino)?.running.get(&id).copied()
+    }
+
+    /// Grants a lease on an inode that the operation has made, or had made when it ran before: then others may know it.
     pub fn grant_new(&mut self, id: OpId, ino: Ino, mode: LeaseMode) -> Option<Grant> {
-        self.ops.get(&id).filter(|op| op.running)?;
-        let free =
-            self.inodes.get(&ino).is_none_or(|entry| entry.running.is_empty() && entry.leases.is_empty());
+        let op = self.ops.get(&id).filter(|op| op.running)?;
+        let Some(entry) = self.inodes.get(&ino) else { return self.put(id, ino, mode) };
+        if entry.running.contains_key(&id) {
+            return self.grant(id, ino, mode);
+        }
+        let free = entry.running.is_empty() && entry.leases.keys().all(|&holder| holder == op.session);
         free.then(|| self.put(id, ino, mode))?
     }
 

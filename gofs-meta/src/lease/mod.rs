@@ -10,6 +10,7 @@
 //! Nothing here outlives the process: holders reclaim their leases from a new leader.
 
 mod conflict;
+mod contention;
 mod crossing;
 mod grant;
 mod resume;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use gofs_tree::{Ino, LeaseEpoch, LeaseMode, Name, SessionId};
 
+pub use contention::CONTENDED_FOR;
 pub use crossing::Overdue;
 pub use grant::Grant;
 pub use resume::HeldLease;

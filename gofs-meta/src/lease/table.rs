@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use gofs_tree::{Ino, LeaseEpoch, LeaseMode, SessionId};
 
+use super::contention::Contention;
 use super::{Access, Effect, Need, Now, OpId, Recall, RecallId};
 
 /// A lease that a session holds.
@@ -49,6 +50,8 @@ pub(super) struct Op {
     pub needs: Arc<[Need]>,
     pub running: bool,
     pub begun: Now,
+    /// To be refused only where all others that wait in a circle are like it.
+    pub firm: bool,
     /// Recalls that it waits for.
     pub asked: BTreeSet<RecallId>,
     /// Directory leases that stay, whose holders have forgotten the names that this operation changes.
@@ -93,6 +96,7 @@ pub struct LeaseTable {
     pub(super) ops: BTreeMap<OpId, Op>,
     pub(super) recalls: BTreeMap<RecallId, Outstanding>,
     pub(super) sessions: HashMap<SessionId, Holdings>,
+    pub(super) contention: Contention,
     next_op: u64,
     next_recall: u64,
     pub(super) next_epoch: LeaseEpoch,
@@ -106,6 +110,7 @@ impl LeaseTable {
             ops: BTreeMap::new(),
             recalls: BTreeMap::new(),
             sessions: HashMap::new(),
+            contention: Contention::default(),
             next_op: 1,
             next_recall: 1,
             next_epoch: first_epoch,
@@ -137,6 +142,7 @@ impl LeaseTable {
             needs: needs.into(),
             running: false,
             begun: now,
+            firm: false,
             asked: BTreeSet::new(),
             cleared: HashSet::new(),
             passed: HashSet::new(),
@@ -150,6 +156,14 @@ impl LeaseTable {
             self.decide(now, passers, &mut effects);
         }
         Some((id, effects))
+    }
+
+    /// Makes an operation firm: its session's acknowledgement needs it, and it cannot be answered with an error, so
+    /// refusing it would end no circle.
+    pub fn make_firm(&mut self, id: OpId) {
+        if let Some(op) = self.ops.get_mut(&id) {
+            op.firm = true;
+        }
     }
 
     /// Operations that wait, of sessions that something is wanted back from.

@@ -247,3 +247,117 @@ fn settling_recalls_nobody_and_runs_alone() {
     assert_eq!(effects, []);
     assert_eq!(table.end(T0, op), [Effect::Run(own)]);
 }
+
+fn best(table: &mut LeaseTable, now: Now, session: SessionId, need: Need) -> Option<LeaseMode> {
+    let ino = need.ino;
+    let (op, effects) = table.begin(now, session, vec![need]).unwrap();
+    assert_eq!(effects, [Effect::Run(op)]);
+    let grant = table.grant_best(now, op, ino, Some(LeaseMode::Read));
+    assert_eq!(table.end(now, op), []);
+    grant.map(|grant| grant.mode)
+}
+
+#[test]
+fn whoever_changes_a_directory_that_nobody_else_holds_gets_it_for_itself() {
+    let mut table = table();
+    let entry = || Need::entries(DIR, vec![name("x")]);
+    assert_eq!(best(&mut table, T0, A, entry()), Some(LeaseMode::Write));
+    // Others' looks leave Read to it; while they hold it, changes are served here.
+    let (op, effects) = begin(&mut table, B, vec![Need::read(DIR)]);
+    let asked = recalls(&effects);
+    assert_eq!((asked[0].session, asked[0].keep, &asked[0].names[..]), (A, Some(LeaseMode::Read), &[][..]));
+    assert_eq!(table.acknowledge(T0, asked[0].id, false), [Effect::Run(op)]);
+    assert_eq!(table.leases_on(DIR)[0].mode, Some(LeaseMode::Read));
+    assert_eq!(table.grant_best(T0, op, DIR, Some(LeaseMode::Read)).map(|g| g.mode), Some(LeaseMode::Read));
+    table.end(T0, op);
+    let later = CONTENDED_FOR * 2;
+    let (op, effects) = table.begin(later, A, vec![entry()]).unwrap();
+    let asked = recalls(&effects);
+    assert_eq!(
+        (asked.len(), asked[0].session, asked[0].names.len()),
+        (1, B, 1),
+        "by name, of the one that reads"
+    );
+    table.acknowledge(later, asked[0].id, false);
+    assert_eq!(table.grant_best(later, op, DIR, None).map(|g| g.mode), Some(LeaseMode::Read));
+    table.end(later, op);
+    table.release(later, B, &[DIR]);
+    assert_eq!(best(&mut table, later, A, entry()), Some(LeaseMode::Write));
+}
+
+#[test]
+fn a_directory_that_is_fought_over_is_not_handed_out_for_a_while() {
+    let mut table = table();
+    let entry = || Need::entries(DIR, vec![name("x")]);
+    assert_eq!(best(&mut table, T0, A, entry()), Some(LeaseMode::Write));
+    let (op, effects) = begin(&mut table, B, vec![entry()]);
+    table.acknowledge(T0, recalls(&effects)[0].id, false);
+    assert_eq!(table.grant_best(T0, op, DIR, None), None, "nobody else holds it, but it was just asked back");
+    table.end(T0, op);
+    let soon = CONTENDED_FOR - Duration::from_millis(1);
+    assert_eq!(best(&mut table, soon, B, entry()), Some(LeaseMode::Read));
+    assert_eq!(best(&mut table, CONTENDED_FOR, B, entry()), Some(LeaseMode::Write));
+    // What was asked for is given all the same.
+    let (op, effects) = table.begin(CONTENDED_FOR, A, vec![Need::change(DIR)]).unwrap();
+    table.acknowledge(CONTENDED_FOR, recalls(&effects)[0].id, false);
+    assert_eq!(table.grant(op, DIR, LeaseMode::Write).map(|g| g.mode), Some(LeaseMode::Write));
+}
+
+#[test]
+fn what_another_session_waits_for_is_not_granted_beyond_what_was_asked() {
+    let mut table = table();
+    let (op, _) = begin(&mut table, A, vec![Need::entries(DIR, vec![name("x")])]);
+    let (other, effects) = begin(&mut table, B, vec![Need::read(DIR)]);
+    assert_eq!(effects, []);
+    assert_eq!(table.grant_best(T0, op, DIR, None), None);
+    assert_eq!(table.end(T0, op), [Effect::Run(other)], "nothing to be asked back");
+}
+
+#[test]
+fn the_only_session_gets_what_it_looks_at_for_itself() {
+    let mut table = LeaseTable::new(LeaseEpoch(1));
+    table.open_session(A);
+    assert_eq!(best(&mut table, T0, A, Need::read(DIR)), Some(LeaseMode::Write));
+    let (op, _) = begin(&mut table, A, vec![Need::settle(FILE)]);
+    assert_eq!(table.grant_best(T0, op, FILE, Some(LeaseMode::Read)), None);
+    table.end(T0, op);
+    table.open_session(B);
+    assert_eq!(best(&mut table, T0, A, Need::read(FILE)), Some(LeaseMode::Read));
+    table.end_session(T0, B);
+    assert_eq!(best(&mut table, T0, A, Need::read(FILE)), Some(LeaseMode::Write));
+}
+
+#[test]
+fn what_an_operation_made_is_its_sessions_unless_others_know_it() {
+    let mut table = table();
+    let (op, _) = begin(&mut table, A, vec![Need::change(DIR)]);
+    let made = table.grant_new(op, FILE, LeaseMode::Write);
+    assert_eq!(made.map(|g| g.mode), Some(LeaseMode::Write));
+    assert_eq!(table.grant_new(op, FILE, LeaseMode::Write), made, "again, as when the answer was lost");
+    assert_eq!(table.grant_new(op, DIR, LeaseMode::Write).map(|g| g.mode), Some(LeaseMode::Write));
+    hold(&mut table, B, Ino(11), LeaseMode::Read);
+    assert_eq!(table.grant_new(op, Ino(11), LeaseMode::Write), None);
+    begin(&mut table, B, vec![Need::read(Ino(12))]);
+    assert_eq!(table.grant_new(op, Ino(12), LeaseMode::Write), None, "it is being looked at");
+}
+
+#[test]
+fn a_directory_held_for_changes_is_reclaimed_as_such() {
+    let mut table = table();
+    let lease = |mode| [HeldLease { ino: DIR, mode, epoch: LeaseEpoch(70) }];
+    assert_eq!(table.resume(T0, A, &lease(LeaseMode::Write), &[].into(), true).0, []);
+    assert_eq!(table.resume(T0, B, &lease(LeaseMode::Read), &[].into(), true).0, [DIR]);
+    let (_, effects) = begin(&mut table, B, vec![Need::entries(DIR, vec![name("x")])]);
+    assert_eq!(recalls(&effects)[0].names, []);
+}
+
+#[test]
+fn a_circle_ends_at_one_whose_refusal_can_end_it() {
+    let mut table = table();
+    hold(&mut table, A, DIR, LeaseMode::Read);
+    hold(&mut table, B, DIR, LeaseMode::Read);
+    let (first, _) = begin(&mut table, A, vec![Need::entries(DIR, vec![name("a")])]);
+    let (firm, _) = begin(&mut table, B, vec![Need::entries(DIR, vec![name("b")])]);
+    table.make_firm(firm);
+    assert_eq!(table.tick(CROSSING_PATIENCE * 2).effects[0], Effect::Refuse(first), "although it is older");
+}

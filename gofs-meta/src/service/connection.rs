@@ -15,7 +15,8 @@ use super::space::{ConnectionId, Space};
 use super::term::Term;
 use super::{Refusal, Service};
 use super::{
-    chunk_map, closed, edits, fetch, hello, keep_alive, locks, lookup, readdir, reserve, statfs, xattrs,
+    batch, chunk_map, closed, edits, fetch, hello, keep_alive, locks, lookup, readdir, reserve, statfs,
+    xattrs,
 };
 use crate::lease::Need;
 use crate::state::TreeView;
@@ -55,7 +56,13 @@ impl Member {
     /// Waits until this operation may run.
     pub async fn operate(&self, needs: Vec<Need>) -> Result<Operation, Refusal> {
         self.term.pass_grace().await?;
-        Operation::begin(&self.space, self.session, self.connection, needs).await
+        Operation::begin(&self.space, self.session, self.connection, needs, false).await
+    }
+
+    /// The same where an acknowledgement of this session may need it.
+    pub async fn operate_firmly(&self, needs: Vec<Need>) -> Result<Operation, Refusal> {
+        self.term.pass_grace().await?;
+        Operation::begin(&self.space, self.session, self.connection, needs, true).await
     }
 
     /// The same, to look: what [`Member::tree`] shows then is all that is committed.
@@ -179,6 +186,7 @@ impl LinkHandler for Connection {
             wire::Fetch::KIND => self.spawn(link, member, request, fetch::serve),
             wire::ReadDir::KIND => self.spawn(link, member, request, readdir::serve),
             wire::Edits::KIND => self.spawn(link, member, request, edits::serve),
+            wire::Batch::KIND => self.spawn(link, member, request, batch::serve),
             wire::Reserve::KIND => self.spawn(link, member, request, reserve::serve),
             wire::Xattrs::KIND => self.spawn(link, member, request, xattrs::serve),
             wire::ChunkMap::KIND => self.spawn(link, member, request, chunk_map::serve),

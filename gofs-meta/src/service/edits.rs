@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use gofs_proto::{convert, session as wire};
-use gofs_tree::{Edit, EditOp, EditSeq, FsError, Ino, LeaseMode, NewNode, Outcome, Store, Timestamp};
+use gofs_tree::{Edit, EditOp, EditSeq, FileType, FsError, Ino, LeaseMode, Outcome, Store, Timestamp};
 
 use super::answer::Answer;
 use super::connection::Member;
@@ -33,10 +33,10 @@ struct Opens {
 enum Showing {
     /// A directory whose entries changed: a lease that is held stays.
     Directory,
-    /// What the edit was about.
+    /// What the edit was about, with the least that the session gets.
     Subject(LeaseMode),
     /// What the edit made.
-    New(LeaseMode),
+    New,
 }
 
 /// An edit that was committed, and what its reply shows.
@@ -102,7 +102,7 @@ async fn run(
         }
         let edit = fill_in(member, &operation, &edit, &plan, opens)?;
         let chosen = if let EditOp::Create { ino, .. } = &edit.op { Some(*ino) } else { None };
-        let new = if let EditOp::Create { node, .. } = &edit.op { Some(new_mode(node)) } else { None };
+        let new = if let EditOp::Create { node, .. } = &edit.op { Some(node.file_type()) } else { None };
         let session = member.session;
         let command = Command::Edits { session, first_seq: seq, answered, edits: vec![edit] };
         let outcome = match member.term.shared.group.propose(command).await {
@@ -127,7 +127,7 @@ async fn run(
 /// An edit whose outcome is not known may still be committed later. Until that is settled nobody may look at what it
 /// changes, or they would cache what is about to be wrong: a later entry of the same leader's log settles it, and so
 /// does the end of the term.
-fn hold_until_known(member: Arc<Member>, operation: Operation) {
+pub(super) fn hold_until_known(member: Arc<Member>, operation: Operation) {
     tokio::spawn(async move {
         let barrier = || Command::ServerEdits { namespace: member.namespace(), edits: Vec::new() };
         while !member.term.is_over() && member.term.shared.group.propose(barrier()).await.is_err() {
@@ -140,11 +140,6 @@ fn hold_until_known(member: Arc<Member>, operation: Operation) {
 fn plan(member: &Member, op: &EditOp) -> Result<Plan, Refusal> {
     let plan = Plan::of(&member.tree(), op)?;
     plan.ok_or_else(|| Refusal::BadRequest("an edit that only servers make".into()))
-}
-
-/// The lease that comes with a new inode.
-fn new_mode(node: &NewNode) -> LeaseMode {
-    if *node == NewNode::File { LeaseMode::Write } else { LeaseMode::Read }
 }
 
 /// Chooses what the server chooses: a new inode's number, and who has an inode open that may lose its last name.
@@ -184,7 +179,7 @@ async fn show(
     plan: Plan,
     outcome: Outcome,
     chosen: Option<Ino>,
-    new: Option<LeaseMode>,
+    new: Option<FileType>,
     opens: Opens,
 ) -> Result<Done, Refusal> {
     let mut subjects = plan.inodes.clone();
@@ -196,8 +191,7 @@ async fn show(
     let repeated = subjects.iter().any(|&ino| !is_new(ino) && !plan.inodes.contains(&ino));
     let operation = if repeated {
         drop(operation);
-        let mode =
-            |&ino: &Ino| if new == Some(LeaseMode::Write) { Need::change(ino) } else { Need::read(ino) };
+        let mode = |&ino: &Ino| if new.is_some() { Need::change(ino) } else { Need::read(ino) };
         let needs = subjects.iter().map(mode).chain(plan.directories.iter().copied().map(Need::read));
         member.operate(needs.collect()).await?
     } else {
@@ -207,8 +201,8 @@ async fn show(
     let mut nodes = Vec::new();
     let directories = plan.directories.iter().map(|&ino| (ino, Showing::Directory));
     let subjects = subjects.into_iter().map(|ino| match new {
-        Some(mode) if is_new(ino) => (ino, Showing::New(mode)),
-        Some(mode) => (ino, Showing::Subject(mode)),
+        Some(_) if is_new(ino) => (ino, Showing::New),
+        Some(_) => (ino, Showing::Subject(LeaseMode::Write)),
         None => (ino, Showing::Subject(LeaseMode::Read)),
     });
     for (ino, showing) in directories.chain(subjects) {
@@ -224,7 +218,7 @@ async fn show(
         operation,
         gone: outcome.removed.filter(|_| !stays),
         orphan: outcome.removed.filter(|_| stays && opens.here),
-        kept: new.filter(|mode| opens.keep && *mode == LeaseMode::Write).map(|_| outcome.ino),
+        kept: new.filter(|file_type| opens.keep && *file_type == FileType::File).map(|_| outcome.ino),
         outcome,
         nodes,
     })
@@ -256,9 +250,9 @@ impl Done {
 
 fn grant(grants: &mut Grants<'_>, ino: Ino, showing: Showing) -> Option<wire::Grant> {
     match showing {
-        Showing::Directory => grants.confirm(ino),
-        Showing::Subject(mode) => grants.grant(ino, mode),
-        Showing::New(mode) => grants.grant_new(ino, mode),
+        Showing::Directory => grants.best(ino, None),
+        Showing::Subject(mode) => grants.best(ino, Some(mode)),
+        Showing::New => grants.made(ino),
     }
 }
 

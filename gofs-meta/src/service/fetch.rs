@@ -38,7 +38,7 @@ pub(super) async fn serve(
     }
     let node = node(&member, ino, &record)?;
     operation.finish(|grants| {
-        let grant = want.and_then(|mode| grants.grant(ino, mode));
+        let grant = want.and_then(|mode| grants.best(ino, Some(mode)));
         answer.send(&wire::FetchReply { node: Some(wire::Node { grant, ..node }) });
     });
     Ok(())

@@ -36,9 +36,9 @@ pub(super) async fn serve(
             None => None,
         };
         operation.finish(|grants| {
-            let dir = grants.grant(parent, LeaseMode::Read);
-            let node =
-                found.map(|(ino, node)| wire::Node { grant: grants.grant(ino, LeaseMode::Read), ..node });
+            let mut grant = |ino| grants.best(ino, Some(LeaseMode::Read));
+            let dir = grant(parent);
+            let node = found.map(|(ino, node)| wire::Node { grant: grant(ino), ..node });
             answer.send(&wire::LookupReply { node, dir });
         });
         return Ok(());

@@ -6,6 +6,7 @@
 //! and nothing of it is used again.
 
 mod answer;
+mod batch;
 mod chunk_map;
 mod chunks;
 mod closed;

@@ -1,6 +1,6 @@
 //! An operation in a task: waits until it may run, and ends whatever happens to the task.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use gofs_proto::session as wire;
@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::Refusal;
 use super::space::{ConnectionId, Space};
-use crate::lease::{self, LeaseTable, Need, OpId};
+use crate::lease::{self, LeaseTable, Need, Now, OpId};
 
 /// An operation that may run. Dropped without [`Operation::finish`] it ends without a grant.
 pub(crate) struct Operation {
@@ -24,19 +24,21 @@ pub(crate) struct Operation {
 pub(crate) struct Grants<'a> {
     pub leases: &'a mut LeaseTable,
     id: OpId,
+    now: Now,
     /// Whether the reply reaches the session: a grant that it cannot know of is not given.
     current: bool,
 }
 
 impl Operation {
-    /// Waits until the operation may run.
+    /// Waits until the operation may run. `firm`: see [`LeaseTable::make_firm`].
     pub async fn begin(
         space: &Arc<Space>,
         session: SessionId,
         connection: ConnectionId,
         needs: Vec<Need>,
+        firm: bool,
     ) -> Result<Operation, Refusal> {
-        let (id, may_run) = space.begin(session, connection, needs)?;
+        let (id, may_run) = space.begin(session, connection, needs, firm)?;
         let mut operation = Operation { space: space.clone(), session, connection, id, over: false };
         operation.wait(may_run).await?;
         Ok(operation)
@@ -63,7 +65,8 @@ impl Operation {
         let space = self.space.clone();
         let mut inner = space.lock();
         let current = inner.is_current(self.session, self.connection);
-        reply(&mut Grants { leases: &mut inner.leases, id: self.id, current });
+        let now = space.shared.now();
+        reply(&mut Grants { leases: &mut inner.leases, id: self.id, now, current });
         let effects = inner.leases.end(space.shared.now(), self.id);
         space.perform(&mut inner, effects);
     }
@@ -76,6 +79,12 @@ impl Operation {
     /// Sessions that have the inode open, as far as they had to say so.
     pub fn holders(&self, ino: Ino) -> Vec<SessionId> {
         self.space.lock().leases.holders(ino)
+    }
+
+    /// The same for several inodes; those that nobody has open are left out.
+    pub fn holders_among(&self, inos: impl Iterator<Item = Ino>) -> HashMap<Ino, Vec<SessionId>> {
+        let inner = self.space.lock();
+        inos.map(|ino| (ino, inner.leases.holders(ino))).filter(|(_, holders)| !holders.is_empty()).collect()
     }
 }
 
@@ -99,20 +108,20 @@ impl Grants<'_> {
         self.leases.grant(self.id, ino, mode).map(to_wire)
     }
 
-    /// Grants a lease on an inode that the operation made.
-    pub fn grant_new(&mut self, ino: Ino, mode: LeaseMode) -> Option<wire::Grant> {
+    /// The same, with Write where nobody else wants the inode; without `least` what is held anyway is confirmed.
+    pub fn best(&mut self, ino: Ino, least: Option<LeaseMode>) -> Option<wire::Grant> {
         if !self.current {
             return None;
         }
-        self.leases.grant_new(self.id, ino, mode).map(to_wire)
+        self.leases.grant_best(self.now, self.id, ino, least).map(to_wire)
     }
 
-    /// Confirms what the session holds, if anything.
-    pub fn confirm(&mut self, ino: Ino) -> Option<wire::Grant> {
+    /// Grants Write on an inode that the operation made, or made when it ran before.
+    pub fn made(&mut self, ino: Ino) -> Option<wire::Grant> {
         if !self.current {
             return None;
         }
-        self.leases.confirm(self.id, ino).map(to_wire)
+        self.leases.grant_new(self.id, ino, LeaseMode::Write).map(to_wire)
     }
 }
 

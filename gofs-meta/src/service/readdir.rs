@@ -68,11 +68,11 @@ pub(super) async fn serve(
     }
     let own = node(&member, dir, &record)?;
     operation.finish(|grants| {
-        let grant = grants.grant(dir, LeaseMode::Read);
+        let grant = grants.best(dir, Some(LeaseMode::Read));
         for item in &mut items {
             let ino = Ino(item.ino);
             item.node = nodes.get(&ino).map(|node| {
-                let grant = grants.grant(ino, LeaseMode::Read);
+                let grant = grants.best(ino, Some(LeaseMode::Read));
                 wire::Node { grant, ..node.clone() }
             });
         }

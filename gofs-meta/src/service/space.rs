@@ -117,6 +117,7 @@ impl Space {
         session: SessionId,
         connection: ConnectionId,
         needs: Vec<crate::lease::Need>,
+        firm: bool,
     ) -> Result<(OpId, oneshot::Receiver<Result<(), Refusal>>), Refusal> {
         let mut inner = self.lock();
         if !inner.is_current(session, connection) {
@@ -124,6 +125,9 @@ impl Space {
         }
         let (op, effects) =
             inner.leases.begin(self.shared.now(), session, needs).ok_or(Refusal::NoSession)?;
+        if firm {
+            inner.leases.make_firm(op);
+        }
         let (run, may_run) = oneshot::channel();
         inner.waiters.insert(op, Waiter { connection, run });
         self.perform(&mut inner, effects);

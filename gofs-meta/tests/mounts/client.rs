@@ -175,6 +175,17 @@ impl Mount {
         tokio::time::timeout(LONG, self.recalls.lock().await.recv()).await.expect("no recall").unwrap()
     }
 
+    /// Gives everything back until it is asked for this inode.
+    pub async fn asked_for(&self, ino: Ino) -> Asked {
+        loop {
+            let asked = self.asked().await;
+            if asked.recall.ino == ino.0 {
+                return asked;
+            }
+            asked.answer(false);
+        }
+    }
+
     pub async fn not_asked(&self, wait: Duration) {
         let asked = tokio::time::timeout(wait, self.recalls.lock().await.recv()).await;
         assert!(asked.is_err(), "{asked:?}");

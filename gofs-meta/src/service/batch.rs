@@ -1,0 +1,207 @@
+//! Batch: edits that their author has applied already, committed together as one entry of the EditLog.
+//!
+//! All of them are one operation of the lease table. A batch that comes again, because its answer was lost, is
+//! answered from the session's record; what the answer shows besides is made anew.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use gofs_proto::{convert, session as wire};
+use gofs_tree::{Edit, EditOp, EditSeq, FsError, Ino, Outcome, SessionId, Store};
+
+use super::answer::Answer;
+use super::connection::Member;
+use super::edits::hold_until_known;
+use super::operation::Operation;
+use super::plan::BatchPlan;
+use super::{AGAIN_MAX, Refusal};
+use crate::command::{Command, CommandOutcome};
+
+/// Most edits of one batch: enough to make its commit's cost small for each, few enough that others do not wait long
+/// for its turn to end, and that its answer (a few hundred bytes for each edit) is far below a frame's bound.
+const EDITS_MAX: usize = 512;
+
+type Results = Vec<Result<Outcome, FsError>>;
+
+pub(super) async fn serve(
+    member: Arc<Member>,
+    request: wire::Batch,
+    answer: Answer<wire::Batch>,
+) -> Result<(), Refusal> {
+    let edits = request.edits.iter().map(|bytes| convert::edit(bytes)).collect::<Result<Vec<Edit>, _>>()?;
+    if edits.is_empty() || edits.len() > EDITS_MAX || request.first_seq == 0 {
+        return Err(Refusal::BadRequest(format!("1 to {EDITS_MAX} edits, numbered from 1")));
+    }
+    if edits.iter().any(|edit| holders(&edit.op).iter().any(|&holder| holder != member.session)) {
+        return Err(Refusal::BadRequest("who else has an inode open is the server's to say".into()));
+    }
+    let operation = begin(&member, &edits).await?;
+    let sequence = Sequence { first: EditSeq(request.first_seq), answered: EditSeq(request.answered_seq) };
+    let (operation, results) = commit(&member, operation, sequence, &edits).await?;
+    let shown = Shown::read(&member, &edits, &results)?;
+    operation.finish(|grants| {
+        for &ino in &shown.gone {
+            grants.leases.forget_inode(ino);
+        }
+        for &ino in &shown.orphans {
+            grants.leases.register_open(member.session, ino);
+        }
+        let granted = shown.made.iter().filter_map(|&ino| grants.made(ino)).collect();
+        answer.send(&wire::BatchReply { results: shown.results(&edits, &results), grants: granted });
+    });
+    Ok(())
+}
+
+/// Sessions that the author says have an inode open.
+fn holders(op: &EditOp) -> &[SessionId] {
+    match op {
+        EditOp::Unlink { holders, .. } | EditOp::Rmdir { holders, .. } | EditOp::Rename { holders, .. } => {
+            holders
+        }
+        _ => &[],
+    }
+}
+
+fn plan(member: &Member, edits: &[Edit]) -> Result<BatchPlan, Refusal> {
+    let plan = BatchPlan::of(&member.tree(), edits)?;
+    plan.ok_or_else(|| Refusal::BadRequest("an edit that only servers make".into()))
+}
+
+/// Waits for the turn of all edits.
+async fn begin(member: &Arc<Member>, edits: &[Edit]) -> Result<Operation, Refusal> {
+    for _ in 0..AGAIN_MAX {
+        // What the names mean is known only when the operation runs; then they may mean something else.
+        let expected = plan(member, edits)?;
+        let operation =
+            member.operate_firmly(expected.needs.clone()).await.map_err(|refusal| match refusal {
+                // Refused to end a circle. Nobody has seen an error of these edits, so they are sent again.
+                Refusal::Fs(FsError::Stale) => Refusal::Retry("another session's edits go first".into()),
+                other => other,
+            })?;
+        if plan(member, edits)?.is_within(&expected) {
+            return Ok(operation);
+        }
+    }
+    Err(Refusal::Retry("the names keep changing".into()))
+}
+
+#[derive(Clone, Copy)]
+struct Sequence {
+    first: EditSeq,
+    answered: EditSeq,
+}
+
+/// Commits the edits: as one entry, unless it depends on the success of some who holds what others remove.
+async fn commit(
+    member: &Arc<Member>,
+    operation: Operation,
+    sequence: Sequence,
+    edits: &[Edit],
+) -> Result<(Operation, Results), Refusal> {
+    let mut results = Results::with_capacity(edits.len());
+    while results.len() < edits.len() {
+        let left = &edits[results.len()..];
+        let part = fill_in(member, &operation, left)?;
+        let (session, count) = (member.session, part.len());
+        let first_seq = EditSeq(sequence.first.0.saturating_add(results.len() as u64));
+        let command = Command::Batch { session, first_seq, answered: sequence.answered, edits: part };
+        match member.term.shared.group.propose(command).await {
+            Ok(CommandOutcome::Edits(part)) if part.len() == count => results.extend(part),
+            Ok(CommandOutcome::Refused(refusal)) => return Err(refusal.into()),
+            Ok(other) => return Err(Refusal::Retry(format!("the state answered {other:?} to edits"))),
+            Err(error) => {
+                hold_until_known(member.clone(), operation);
+                return Err(error.into());
+            }
+        }
+    }
+    Ok((operation, results))
+}
+
+/// The first of these edits, at least one, with the sessions that have open what they remove. Where other sessions
+/// have an inode open that an edit removes only if some before it fail, those come first.
+fn fill_in(member: &Member, operation: &Operation, edits: &[Edit]) -> Result<Vec<Edit>, Refusal> {
+    let removes = plan(member, edits)?.removes;
+    let open = operation.holders_among(removes.iter().flat_map(|removed| removed.possible.iter().copied()));
+    let unclear = |at: &usize| {
+        let removed = &removes[*at];
+        removed.possible.iter().any(|&ino| removed.likely != Some(ino) && open.contains_key(&ino))
+    };
+    let upto = (1..edits.len()).find(unclear).unwrap_or(edits.len());
+    let part = edits[..upto].iter().zip(&removes).map(|(edit, removed)| {
+        let mut edit = edit.clone();
+        if let EditOp::Unlink { holders, .. }
+        | EditOp::Rmdir { holders, .. }
+        | EditOp::Rename { holders, .. } = &mut edit.op
+        {
+            holders.extend(removed.likely.and_then(|ino| open.get(&ino)).into_iter().flatten());
+            holders.sort_unstable();
+            holders.dedup();
+        }
+        edit
+    });
+    Ok(part.collect())
+}
+
+/// What the answer shows, as it is after all edits.
+struct Shown {
+    /// Made by the batch and still there.
+    made: Vec<Ino>,
+    /// Removed for good.
+    gone: Vec<Ino>,
+    /// Removed, but the author has them open.
+    orphans: Vec<Ino>,
+    /// Inodes whose content or attributes were edited.
+    attrs: HashMap<Ino, wire::Attr>,
+}
+
+impl Shown {
+    fn read(member: &Member, edits: &[Edit], results: &Results) -> Result<Shown, Refusal> {
+        let tree = member.tree();
+        let mut shown =
+            Shown { made: Vec::new(), gone: Vec::new(), orphans: Vec::new(), attrs: HashMap::new() };
+        let mut removed: BTreeSet<Ino> = BTreeSet::new();
+        for (edit, result) in edits.iter().zip(results) {
+            if let Some(ino) = content_of(&edit.op)
+                && !shown.attrs.contains_key(&ino)
+                && let Some(inode) = tree.inode(ino)?
+            {
+                shown.attrs.insert(ino, (&inode.attr(ino)).into());
+            }
+            let Ok(outcome) = result else { continue };
+            if matches!(edit.op, EditOp::Create { .. }) && tree.inode(outcome.ino)?.is_some() {
+                shown.made.push(outcome.ino);
+            }
+            removed.extend(outcome.removed);
+        }
+        for ino in removed {
+            if tree.inode(ino)?.is_none() {
+                shown.gone.push(ino);
+            } else if tree.orphan(ino)?.is_some_and(|orphan| orphan.holders.contains(&member.session)) {
+                shown.orphans.push(ino);
+            }
+        }
+        Ok(shown)
+    }
+
+    fn results(&self, edits: &[Edit], results: &Results) -> Vec<wire::BatchResult> {
+        let result = |(edit, result): (&Edit, &Result<Outcome, FsError>)| wire::BatchResult {
+            fs_error: result.err().map_or(0, |error| error.code()),
+            removed: result.ok().and_then(|outcome| outcome.removed).map_or(0, |ino| ino.0),
+            attr: content_of(&edit.op).and_then(|ino| self.attrs.get(&ino).cloned()),
+        };
+        edits.iter().zip(results).map(result).collect()
+    }
+}
+
+/// The inode that the edit is about, where its author needs to know what became of it.
+fn content_of(op: &EditOp) -> Option<Ino> {
+    match op {
+        EditOp::WriteInline { ino, .. }
+        | EditOp::Extend { ino, .. }
+        | EditOp::Allocate { ino, .. }
+        | EditOp::Punch { ino, .. }
+        | EditOp::SetAttr { ino, .. } => Some(*ino),
+        _ => None,
+    }
+}
