@@ -1,12 +1,12 @@
 //! A mounted namespace: the door of this crate.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use gofs_proto::session::failure::Code;
 use gofs_proto::session::{Failure, Goodbye};
-use gofs_tree::{ChunkSize, FileType, Ino, LeaseMode, NamespaceLimits, SessionId};
+use gofs_tree::{ChunkSize, FileType, FsError, Ino, LeaseMode, Name, NamespaceLimits, ROOT_INO, SessionId};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -162,6 +162,7 @@ impl Client {
                 locks: Mutex::default(),
                 identity,
                 place,
+                root: OnceLock::new(),
                 runtime,
                 evicting: Default::default(),
                 evict_wanted: Default::default(),
@@ -176,29 +177,45 @@ impl Client {
         tokio::spawn(Core::watch_validity(Arc::downgrade(&core)));
         tokio::spawn(Core::send_edits(Arc::downgrade(&core)));
         let client = Client { core };
-        client.check_root(&greeted.address).await?;
+        if let Err(error) = client.find_root(&greeted.address).await {
+            client.unmount(client.core.config.mount_timeout).await;
+            return Err(error);
+        }
         Ok(Arc::new(client))
     }
 
-    async fn check_root(&self, server: &str) -> Result<(), MountError> {
-        let refused = |text| MountError::Refused { server: server.to_owned(), text };
-        let fetched = self.core.fetch(self.root(), LeaseMode::Read);
-        let root = tokio::time::timeout(self.core.config.mount_timeout, fetched)
-            .await
-            .map_err(|_| refused("no answer about the mounted directory".to_owned()))?
-            .map_err(|error| refused(format!("the mounted directory cannot be read: {error}")))?;
-        if root.value.file_type != FileType::Directory {
-            return Err(refused("what is to be mounted is not a directory".to_owned()));
-        }
+    /// Walks to the directory that is to be mounted, as any program would: another mount may just have made it.
+    async fn find_root(&self, server: &str) -> Result<(), MountError> {
+        let config = &self.core.config;
+        let found = tokio::time::timeout(config.mount_timeout, self.walk(&config.subdir)).await;
+        let root = found.unwrap_or(Err(FsError::Io)).map_err(|error| MountError::Refused {
+            server: server.to_owned(),
+            text: format!(
+                "/{} in namespace {:?}: {error}",
+                String::from_utf8_lossy(&config.subdir),
+                config.namespace
+            ),
+        })?;
+        // Set once, here.
+        let _ = self.core.root.set(root);
         if let Ok(space) = self.core.statfs().await {
             self.core.data.set_space_left(space.free_bytes);
         }
         Ok(())
     }
 
+    async fn walk(&self, path: &[u8]) -> Result<Ino, FsError> {
+        let mut at = self.core.fetch(ROOT_INO, LeaseMode::Read).await?.value;
+        for part in path.split(|&byte| byte == b'/').filter(|part| !part.is_empty()) {
+            let name = Name::new(part).map_err(|_| FsError::NotFound)?;
+            at = self.lookup(at.ino, &name).await?.value.ok_or(FsError::NotFound)?;
+        }
+        if at.file_type == FileType::Directory { Ok(at.ino) } else { Err(FsError::NotDirectory) }
+    }
+
     /// The mounted directory.
     pub fn root(&self) -> Ino {
-        self.core.place.root
+        self.core.root.get().copied().unwrap_or(ROOT_INO)
     }
 
     /// Sends everything unwritten and ends the session, within `timeout` also when no server answers; says what was
@@ -279,15 +296,7 @@ impl Drop for Client {
 
 fn refused(config: &ClientConfig, failure: &Failure) -> MountError {
     let server = config.metas.join(",");
-    let text = match failure.code() {
-        Code::Fs => format!(
-            "/{} in namespace {:?}: {}",
-            String::from_utf8_lossy(&config.subdir),
-            config.namespace,
-            failure.text
-        ),
-        _ => failure.text.clone(),
-    };
+    let text = failure.text.clone();
     match failure.code() {
         Code::NoNamespace => MountError::NoNamespace { server, text },
         Code::BadVersion => MountError::Version { server, text },

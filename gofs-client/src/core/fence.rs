@@ -21,8 +21,7 @@ impl Core {
     pub fn welcomed(self: &Arc<Self>, greeted: Greeted) -> Option<Connection> {
         let Greeted { link, welcome, sent, address, .. } = greeted;
         let place = Place::of(&welcome);
-        // The root may have been renamed or removed meanwhile; the mount stays where it is.
-        if (&place.cluster, place.namespace) != (&self.place.cluster, self.place.namespace) {
+        if place != self.place {
             tracing::error!(server = address, "it serves another cluster or namespace than was mounted");
             link.close();
             return None;

@@ -12,8 +12,8 @@ pub mod lease;
 mod log;
 mod recall;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -59,18 +59,12 @@ pub struct Place {
     pub cluster: Bytes,
     /// The namespace.
     pub namespace: NamespaceId,
-    /// The mounted directory.
-    pub root: Ino,
 }
 
 impl Place {
     /// Of this Welcome.
     pub fn of(welcome: &Welcome) -> Self {
-        Place {
-            cluster: welcome.cluster.clone(),
-            namespace: NamespaceId(welcome.namespace_id),
-            root: Ino(welcome.root),
-        }
+        Place { cluster: welcome.cluster.clone(), namespace: NamespaceId(welcome.namespace_id) }
     }
 }
 
@@ -97,6 +91,8 @@ pub struct Core {
     pub locks: Mutex<HeldLocks>,
     pub identity: Arc<Mutex<Identity>>,
     pub place: Place,
+    /// The mounted directory, once it is found.
+    pub root: OnceLock<Ino>,
     pub runtime: tokio::runtime::Handle,
     pub evicting: AtomicBool,
     /// Too much was cached since the last eviction began.
@@ -113,7 +109,6 @@ pub fn hello_of(config: &ClientConfig) -> Hello {
         version: PROTOCOL_VERSION,
         oldest_version: OLDEST_PROTOCOL_VERSION,
         namespace: config.namespace.clone(),
-        subdir: config.subdir.clone().into(),
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         mount_point: config.mount_point.clone(),
         pid: std::process::id(),

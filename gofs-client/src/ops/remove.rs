@@ -63,7 +63,7 @@ impl Client {
     }
 
     async fn remove(&self, parent: Ino, name: &Name, op: EditOp) -> Result<(), FsError> {
-        let removal = self.begin_removal(parent, name).await?;
+        let removal = self.begin_removal(parent, name, false).await?;
         let hints = EditHints { open_here: removal.open_here, ..EditHints::default() };
         let name = name.clone();
         let gone = self
@@ -77,8 +77,14 @@ impl Client {
         Ok(())
     }
 
-    /// Finds out whether what the name names is open here. From then on it cannot become so unnoticed.
-    pub(super) async fn begin_removal(&self, parent: Ino, name: &Name) -> Result<Removal, FsError> {
+    /// Finds out whether what the name names is open here. From then on it cannot become so unnoticed. `replaced`: the
+    /// name will be another inode's, and whoever has just looked it up may open what it was.
+    pub(super) async fn begin_removal(
+        &self,
+        parent: Ino,
+        name: &Name,
+        replaced: bool,
+    ) -> Result<Removal, FsError> {
         let core = &self.core;
         let (entry, unsure) = {
             let mut table = core.table.lock();
@@ -91,6 +97,9 @@ impl Client {
         };
         let mut table = core.table.lock();
         if let Some(ino) = known {
+            if replaced && table.linger(ino, BootTime::now()) {
+                core.close_later(ino);
+            }
             table.begin_removal(ino);
         }
         // Not sure: then the server keeps it for us, and is told when it turns out that nobody has it open.

@@ -20,7 +20,7 @@ impl Client {
         new_name: &Name,
         flags: RenameFlags,
     ) -> Result<(), FsError> {
-        let removal = self.begin_removal(new_parent, new_name).await?;
+        let removal = self.begin_removal(new_parent, new_name, !flags.exchange).await?;
         let (moved, replaced) = {
             let now = BootTime::now();
             let mut table = self.core.table.lock();

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use gofs_proto::{Link, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, convert, session as wire};
-use gofs_tree::{FileType, FsError, Ino, Name, PATH_MAX, ROOT_INO, SessionId, Store};
+use gofs_tree::{Ino, SessionId};
 
 use super::answer::Answer;
 use super::connection::Member;
@@ -13,7 +13,7 @@ use super::space::ConnectionId;
 use super::{Refusal, Service, locks};
 use crate::command::{Command, CommandOutcome};
 use crate::lease::HeldLease;
-use crate::state::{NamespaceRecord, TreeView};
+use crate::state::NamespaceRecord;
 
 /// Longest host name and mount point kept for people, bytes.
 const LABEL_MAX: usize = 4096;
@@ -57,12 +57,6 @@ pub(super) async fn serve(
             state.namespace(session.namespace)?.ok_or(Refusal::NoSession)?
         }
     };
-    let root = match resolve(&state.tree(record.id), &hello.subdir) {
-        Ok(root) => root,
-        // A session that goes on keeps the directory that it began with; only its name has gone.
-        Err(_) if known.is_some() => ROOT_INO,
-        Err(error) => return Err(error.into()),
-    };
     let space = term.space(record.id)?;
     let (session, token) = match known {
         Some(session) => (session, hello.token.clone()),
@@ -75,7 +69,6 @@ pub(super) async fn serve(
         session: session.0,
         token,
         namespace_id: record.id.0,
-        root: root.0,
         chunk_size: record.config.chunk_size.bytes(),
         inline_max: record.config.inline_max,
         replicas: record.config.replicas,
@@ -147,21 +140,4 @@ async fn open(
 fn held_lease(lease: &wire::HeldLease) -> Result<HeldLease, Refusal> {
     let lease = convert::Grant::try_from(lease)?;
     Ok(HeldLease { ino: lease.ino, mode: lease.mode, epoch: lease.epoch })
-}
-
-/// The directory of that path in the namespace.
-fn resolve(tree: &TreeView, path: &[u8]) -> Result<Ino, FsError> {
-    if path.len() > PATH_MAX {
-        return Err(FsError::NameTooLong);
-    }
-    let mut at = ROOT_INO;
-    for part in path.split(|&byte| byte == b'/').filter(|part| !part.is_empty()) {
-        let name = Name::new(part).map_err(|_| FsError::NotFound)?;
-        let entry = tree.entry(at, &name)?.ok_or(FsError::NotFound)?;
-        if entry.file_type != FileType::Directory {
-            return Err(FsError::NotDirectory);
-        }
-        at = entry.ino;
-    }
-    Ok(at)
 }

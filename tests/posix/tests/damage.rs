@@ -107,6 +107,7 @@ fn a_torn_last_record_of_the_editlog_is_cut() {
     gofs_posix_tests::shell(mount.path(), "sync kept");
     let name = "the-very-last-name-in-the-editlog-of-this-test";
     fs::create_dir(mount.join(name)).unwrap();
+    fs::File::open(mount.path()).unwrap().sync_all().unwrap();
     let before = fs::metadata(mount.join("kept")).unwrap().len();
     cluster.metas[0].kill();
     drop(mount);

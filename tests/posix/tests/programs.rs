@@ -256,8 +256,9 @@ fn what_another_mount_replaces_all_the_time_can_always_be_opened() {
                     }
                 }
             });
-            for _ in 0..2 {
-                let path = b.join(&name(file));
+            for reader in 0..3 {
+                // Also where the editor is.
+                let path = if reader == 0 { a.join(&name(file)) } else { b.join(&name(file)) };
                 scope.spawn(move || {
                     let mut last = 0;
                     while Instant::now() < end {

@@ -537,7 +537,7 @@ fn appends_by_o_append_set_after_the_open_are_not_lost() {
 }
 
 fn append_from_two(digits: usize, open: fn(&Path) -> File) {
-    const RECORDS: usize = 2_000;
+    const RECORDS: usize = 300;
     let cluster = Cluster::start();
     let mounts = [cluster.mount("a"), cluster.mount("b")];
     std::thread::scope(|scope| {

@@ -412,7 +412,6 @@ impl State {
             session: self.session,
             token: b"token"[..].into(),
             namespace_id: 1,
-            root: 1,
             chunk_size: ChunkSize::DEFAULT.bytes(),
             inline_max: 4096,
             replicas: 1,
