@@ -27,7 +27,7 @@ start() {
 stop() {
     local pid
     pid=$(cat "$state/$1.pid" 2>/dev/null) || return 0
-    if grep -qzF "$bin" "/proc/$pid/cmdline" 2>/dev/null; then
+    if [[ $(cat "/proc/$pid/comm" 2>/dev/null) == gofs-* ]]; then
         kill "$pid"
         tail --pid="$pid" -f /dev/null
     fi
