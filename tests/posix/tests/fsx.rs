@@ -6,9 +6,9 @@
 
 use std::fs;
 
-use gofs_posix_tests::{Cluster, run, try_shell};
+use gofs_posix_tests::{Cluster, Mount, run, try_shell};
 
-const OPERATIONS: &str = "4000";
+const OPERATIONS: &str = "100000";
 
 fn program() -> String {
     std::env::var("FSX").unwrap_or_else(|_| {
@@ -38,7 +38,7 @@ fn fsx(seed: u32, namespace_options: &[&str]) {
     let program = program();
     let cluster = Cluster::builder().start();
     cluster.create_namespace("test", namespace_options);
-    let mount = cluster.mount("m");
+    let (mount, other) = (cluster.mount("m"), cluster.mount("other"));
     let config = cluster.dir().join("fsx.toml");
     fs::write(&config, CONFIG).unwrap();
     eprintln!("replay: {program} -S {seed} -N {OPERATIONS} -f {} FILE", config.display());
@@ -51,17 +51,25 @@ fn fsx(seed: u32, namespace_options: &[&str]) {
         ),
     );
     assert!(output.status == 0, "{output:#?}");
-    // What is left is what the servers have.
-    let sum = run("sha256sum", &[mount.join("fsx-file").to_str().unwrap()]);
+    // The other mount sees the same now, and what is left is what the servers have.
+    let sum = |mount: &Mount| {
+        let line = run("sha256sum", &[mount.join("fsx-file").to_str().unwrap()]);
+        line.split(' ').next().unwrap().to_owned()
+    };
+    let here = sum(&mount);
+    assert_eq!(here, sum(&other));
     mount.unmount();
-    let again = cluster.mount("again");
-    let sum_again = run("sha256sum", &[again.join("fsx-file").to_str().unwrap()]);
-    assert_eq!(sum.split(' ').next(), sum_again.split(' ').next());
+    assert_eq!(here, sum(&cluster.mount("again")));
 }
 
 #[test]
 fn fsx_finds_nothing_with_small_chunks() {
     fsx(7, &["--chunk-size", "64KiB"]);
+}
+
+#[test]
+fn fsx_finds_nothing_where_much_is_inline() {
+    fsx(23, &["--chunk-size", "1MiB", "--inline-max", "64KiB"]);
 }
 
 #[test]

@@ -198,9 +198,11 @@ impl Run {
             22 => {
                 let (start, length) =
                     (self.rng.random_range(0..OFFSET_MAX), self.rng.random_range(1..100_000));
-                let mode = match self.rng.random_range(0..3) {
+                let mode = match self.rng.random_range(0..5) {
                     0 => 0,
                     1 => libc::FALLOC_FL_KEEP_SIZE,
+                    2 => libc::FALLOC_FL_ZERO_RANGE,
+                    3 => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
                     _ => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
                 };
                 self.both(format!("fallocate {shown} mode {mode} {start}+{length}"), |root| {
