@@ -3,15 +3,18 @@
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use openraft::entry::RaftPayload;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::{CommandBytes, Entry, LogId, Membership, Payload, Types, Vote, log_id_of, position_of, wire};
 use crate::editlog::{Done, EditLog};
+use crate::state::LogPosition;
 
 /// Bytes of entries sent to a MetaServer at once.
 const SEND_BYTES: usize = 4 << 20;
@@ -23,11 +26,13 @@ const MEMBERSHIP: u8 = 2;
 #[derive(Clone)]
 pub(crate) struct LogStore {
     log: EditLog,
+    /// Entries up to here may go with the next purge.
+    spared: Arc<Mutex<Option<LogPosition>>>,
 }
 
 impl LogStore {
     pub fn new(log: EditLog) -> Self {
-        LogStore { log }
+        LogStore { log, spared: Arc::default() }
     }
 
     async fn wait(&self, ask: impl FnOnce(Done)) -> io::Result<()> {
@@ -104,8 +109,11 @@ impl RaftLogReader<Types> for LogStore {
         self.log.vote().map(|vote| wire::decode(&vote).map_err(invalid)).transpose()
     }
 
+    /// Nothing where the first entries are gone: raft takes what it gets for what follows `start`.
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        self.read(start, end, SEND_BYTES)
+        let entries = self.read(start, end, SEND_BYTES)?;
+        let follows = entries.first().is_none_or(|first| position_of(&first.log_id).index == start);
+        Ok(if follows { entries } else { Vec::new() })
     }
 }
 
@@ -154,7 +162,69 @@ impl RaftLogStorage<Types> for LogStore {
         self.wait(|done| self.log.truncate_after(last_log_id.map(|last| last.index), done)).await
     }
 
+    /// Entries stay until the next purge, because raft may still be reading them for a member that has just
+    /// failed to answer. Where a Snapshot took their place, and others follow after it, they go at once.
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
-        self.wait(|done| self.log.purge(position_of(&log_id), done)).await
+        let upto = position_of(&log_id);
+        let replaced = self.log.last().is_none_or(|last| last.index <= upto.index);
+        let due = {
+            let mut spared = self.spared.lock();
+            if replaced { spared.take().max(Some(upto)) } else { spared.replace(upto) }
+        };
+        match due {
+            Some(due) => self.wait(|done| self.log.purge(due, done)).await,
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::editlog::EditLogConfig;
+
+    fn at(index: u64) -> LogPosition {
+        LogPosition { term: 1, index }
+    }
+
+    async fn store(dir: &std::path::Path, entries: u64) -> LogStore {
+        let config =
+            EditLogConfig { dir: dir.to_owned(), segment_bytes: 1 << 16, cache_bytes: 1 << 20, salt: 7 };
+        let store = LogStore::new(EditLog::open(&config).unwrap());
+        let records = (1..=entries).map(|index| (at(index), Bytes::from_static(&[BLANK])));
+        store.wait(|done| store.log.append(records.collect(), done)).await.unwrap();
+        store
+    }
+
+    async fn sent(store: &mut LogStore, start: u64) -> Vec<u64> {
+        let entries = store.limited_get_log_entries(start, start + 3).await.unwrap();
+        entries.iter().map(|entry| position_of(&entry.log_id).index).collect()
+    }
+
+    #[tokio::test]
+    async fn what_is_read_follows_what_was_asked_for_or_is_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = store(dir.path(), 100).await;
+        store.purge(log_id_of(at(50))).await.unwrap();
+        assert_eq!(sent(&mut store, 30).await, [30, 31, 32], "it may be on its way to a member");
+        store.purge(log_id_of(at(80))).await.unwrap();
+        assert_eq!(sent(&mut store, 30).await, [], "never those after a hole");
+        assert_eq!(sent(&mut store, 51).await, [51, 52, 53]);
+        store.log.close().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_goes_further_than_the_log_replaces_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = store(dir.path(), 10).await;
+        store.purge(log_id_of(at(5))).await.unwrap();
+        store.purge(log_id_of(at(40))).await.unwrap();
+        assert_eq!(store.get_log_state().await.unwrap().last_log_id, Some(log_id_of(at(40))));
+        store
+            .wait(|done| store.log.append(vec![(at(41), Bytes::from_static(&[BLANK]))], done))
+            .await
+            .unwrap();
+        assert_eq!(sent(&mut store, 41).await, [41]);
+        store.log.close().unwrap();
     }
 }
