@@ -522,13 +522,13 @@ fn a_file_replaced_by_rename_stays_readable_where_it_is_open() {
 
 #[test]
 fn appends_from_two_mounts_are_neither_lost_nor_torn() {
-    append_from_two(6, |path| OpenOptions::new().append(true).create(true).open(path).unwrap());
+    append_from_two(6, 100_000, |path| OpenOptions::new().append(true).create(true).open(path).unwrap());
 }
 
 #[test]
 fn appends_by_o_append_set_after_the_open_are_not_lost() {
     // Records of 32 bytes: none crosses the end of a page, where the kernel would make two writes of it.
-    append_from_two(15, |path| {
+    append_from_two(15, 300, |path| {
         let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let file = options.unwrap();
         posix::set_append(&file).unwrap();
@@ -536,15 +536,14 @@ fn appends_by_o_append_set_after_the_open_are_not_lost() {
     });
 }
 
-fn append_from_two(digits: usize, open: fn(&Path) -> File) {
-    const RECORDS: usize = 300;
+fn append_from_two(digits: usize, records: usize, open: fn(&Path) -> File) {
     let cluster = Cluster::start();
     let mounts = [cluster.mount("a"), cluster.mount("b")];
     std::thread::scope(|scope| {
         for (number, mount) in mounts.iter().enumerate() {
             scope.spawn(move || {
                 let mut file = open(&mount.join("log"));
-                for record in 0..RECORDS {
+                for record in 0..records {
                     file.write_all(format!("writer {number} record {record:0digits$}\n").as_bytes()).unwrap();
                 }
             });
@@ -560,7 +559,7 @@ fn append_from_two(digits: usize, open: fn(&Path) -> File) {
             assert_eq!(words[3].parse::<usize>().unwrap(), next[writer], "writer {writer}");
             next[writer] += 1;
         }
-        assert_eq!(next, [RECORDS; 2]);
+        assert_eq!(next, [records; 2]);
     }
 }
 
