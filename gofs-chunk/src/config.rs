@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use gofs_wakeful::CpuLatency;
 use serde::Deserialize;
 
 use crate::store::StoreOptions;
@@ -33,6 +34,8 @@ pub struct Config {
     pub small_chunk_bytes: u32,
     /// Bytes of the files that small chunks are packed into, at most.
     pub segment_bytes: u32,
+    /// Whether processors are kept awake while requests flow.
+    pub cpu_latency: CpuLatency,
 }
 
 impl Default for Config {
@@ -48,6 +51,7 @@ impl Default for Config {
             reserve_bytes: None,
             small_chunk_bytes: 64 << 10,
             segment_bytes: 64 << 20,
+            cpu_latency: CpuLatency::default(),
         }
     }
 }
@@ -143,13 +147,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("chunk.toml");
         let text = "listen = \"10.0.0.1:7470\"\ndata = [\"/a\", \"/b\"]\nmeta = [\"m:7460\"]\n\
-                    scrub_bytes_per_s = 1\n[labels]\nrack = \"r1\"\n";
+                    scrub_bytes_per_s = 1\ncpu_latency = \"off\"\n[labels]\nrack = \"r1\"\n";
         std::fs::write(&path, text).unwrap();
         let config = Config::load(&path).unwrap();
         config.validate().unwrap();
         assert_eq!(
-            (config.data.len(), config.labels["rack"].as_str(), config.scrub_bytes_per_s),
-            (2, "r1", 1)
+            (config.data.len(), config.labels["rack"].as_str(), config.scrub_bytes_per_s, config.cpu_latency),
+            (2, "r1", 1, CpuLatency::Off)
         );
     }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Parser;
 use gofs_chunk::{Config, Server};
+use gofs_wakeful::CpuLatency;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Keeps chunks of gofs files on this host's disks.
@@ -35,6 +36,9 @@ struct Arguments {
     /// What placement goes by, for example rack=r1; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     label: Vec<String>,
+    /// Keep processors from sleeping while requests flow: auto, always (hold) or never (off) [default: auto]
+    #[arg(long, value_name = "WHEN")]
+    cpu_latency: Option<CpuLatency>,
 }
 
 impl Arguments {
@@ -55,6 +59,9 @@ impl Arguments {
         if !self.meta.is_empty() {
             config.meta = self.meta;
         }
+        if let Some(cpu_latency) = self.cpu_latency {
+            config.cpu_latency = cpu_latency;
+        }
         for label in self.label {
             match label.split_once('=') {
                 Some((key, value)) if !key.is_empty() => {
@@ -72,6 +79,7 @@ fn main() -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("GOFS_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let config = arguments.config()?;
+    gofs_alloc::keep_buffers();
     let runtime = tokio::runtime::Runtime::new().context("cannot start")?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;

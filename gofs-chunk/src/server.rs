@@ -1,12 +1,14 @@
 //! A whole ChunkServer: store, data door, heartbeat, upkeep.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use gofs_proto::{Link, door};
 use gofs_tree::ChunkServerId;
+use gofs_wakeful::Wakeful;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
@@ -23,6 +25,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long requests under way may take to end at a shutdown.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Boxed: so a server is compiled once and not in every program that starts one.
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
 /// A running ChunkServer. Several may run in one process, each with its own directories and address.
 pub struct Server {
     address: SocketAddr,
@@ -35,7 +40,11 @@ pub struct Server {
 impl Server {
     /// Opens the directories and listens. Does not wait for a MetaServer: one is looked for for as
     /// long as the server runs.
-    pub async fn start(config: Config) -> anyhow::Result<Server> {
+    pub fn start(config: Config) -> BoxFuture<anyhow::Result<Server>> {
+        Box::pin(Server::begin(config))
+    }
+
+    async fn begin(config: Config) -> anyhow::Result<Server> {
         config.validate()?;
         let options = config.store_options();
         let (data, scrub) = (config.data.clone(), (config.scrub_bytes_per_s, config.scrub_interval_s));
@@ -45,7 +54,7 @@ impl Server {
             format!("cannot listen on {}: is another server running there?", config.listen)
         })?;
         let address = listener.local_addr()?;
-        let service = Service::new(store.clone());
+        let service = Service::new(store.clone(), Wakeful::start(config.cpu_latency));
         let announcement = Announcement {
             address: config.advertise.clone().unwrap_or_else(|| address.to_string()),
             labels: config.labels.clone(),
@@ -79,7 +88,11 @@ impl Server {
     }
 
     /// Stops: no new requests, those under way end, everything is synced.
-    pub async fn shutdown(self) {
+    pub fn shutdown(self) -> BoxFuture<()> {
+        Box::pin(self.end())
+    }
+
+    async fn end(self) {
         self.heartbeat.abort();
         self.accepting.abort();
         let _ = self.accepting.await;

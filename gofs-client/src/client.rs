@@ -1,5 +1,6 @@
 //! A mounted namespace: the door of this crate.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -16,8 +17,10 @@ use crate::core::{Core, Identity, Meta, Place, hello_of, usable_validity};
 use crate::data::{DataConfig, FileData};
 use crate::error::MountError;
 use crate::kernel::KernelCache;
+use crate::latencies::{Latencies, LatencyCounts};
 use crate::lease::LeaseTable;
 use crate::session::{self, Addresses, Connection, Generation, Session};
+use crate::slices::Slices;
 
 /// A mount. Operations are in `ops/`, one a file.
 ///
@@ -56,6 +59,8 @@ pub struct ClientStats {
     pub lost_bytes: u64,
     /// What is being waited for: what, at which server, since when. Oldest first.
     pub waiting: Vec<Waiting>,
+    /// Requests that servers answered since the mount, by kind, from when they were sent.
+    pub round_trips: BTreeMap<&'static str, LatencyCounts>,
 }
 
 /// One wait.
@@ -121,9 +126,11 @@ impl Client {
         };
         let place = Place::of(welcome);
         let runtime = tokio::runtime::Handle::current();
+        let round_trips = Arc::new(Latencies::of_requests());
         let until = greeted.sent.after(identity.validity);
         let inline_max = welcome.inline_max;
-        let has_quota = welcome.quota_bytes != 0 || welcome.quota_inodes != 0;
+        let slices = Arc::new(Slices::default());
+        slices.reset();
         let core = Arc::new_cyclic(|core| {
             let identity = Arc::new(Mutex::new(identity));
             let writer = identity.clone();
@@ -136,6 +143,8 @@ impl Client {
                     Wait::Hard => None,
                     Wait::Soft(time) => Some(time),
                 },
+                round_trips: round_trips.clone(),
+                slices: slices.clone(),
                 ..DataConfig::new(
                     place.namespace,
                     Arc::new(move || writer.lock().session),
@@ -144,24 +153,32 @@ impl Client {
                     inline_max,
                 )
             };
-            let mut table = LeaseTable::default();
+            let mut table = LeaseTable::new(inline_max);
             table.renew(until);
             Core {
                 kernel,
                 table: Mutex::new(table),
                 changed: Notify::new(),
-                session: Arc::new(Session::new(connection, config.wait, runtime.clone())),
+                session: Arc::new(Session::new(
+                    connection,
+                    config.wait,
+                    runtime.clone(),
+                    round_trips.clone(),
+                )),
                 data: FileData::new(data, Arc::new(Meta(core.clone()))),
                 log: Mutex::default(),
                 log_wake: Arc::default(),
                 inos: Mutex::default(),
+                chunks: Mutex::default(),
                 limits: NamespaceLimits { quota_bytes: 0, quota_inodes: 0, inline_max, chunk_size },
-                has_quota: has_quota.into(),
+                slices: slices.clone(),
+                slices_asked: Default::default(),
                 lost_edits: Default::default(),
                 lost_edits_told: Default::default(),
                 locks: Mutex::default(),
                 identity,
                 place,
+                round_trips,
                 root: OnceLock::new(),
                 runtime,
                 evicting: Default::default(),
@@ -181,6 +198,7 @@ impl Client {
             client.unmount(client.core.config.mount_timeout).await;
             return Err(error);
         }
+        client.core.begin_slices().await;
         Ok(Arc::new(client))
     }
 
@@ -283,6 +301,7 @@ impl Client {
                 })
                 .collect(),
             server,
+            round_trips: core.round_trips.requests(),
         }
     }
 }

@@ -30,7 +30,7 @@ pub struct ClientConfig {
     pub mount_timeout: Duration,
     /// Longest wait for one connection attempt and its greeting.
     pub connect_timeout: Duration,
-    /// Names, attributes, targets and xattrs kept in memory, bytes.
+    /// Inodes, names, small files, targets and xattrs kept in memory, bytes.
     pub cache_bytes: u64,
     /// File contents kept in memory that servers have too, bytes.
     pub read_cache_bytes: u64,
@@ -44,6 +44,7 @@ pub struct ClientConfig {
     pub sync: bool,
 }
 
+/// 480 MiB of what is kept; what is on its way to or from servers comes on top.
 impl Default for ClientConfig {
     fn default() -> Self {
         ClientConfig {
@@ -54,11 +55,11 @@ impl Default for ClientConfig {
             wait: Wait::Hard,
             mount_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(3),
-            cache_bytes: 256 << 20,
-            read_cache_bytes: 128 << 20,
-            dirty_bytes: 256 << 20,
+            cache_bytes: 192 << 20,
+            read_cache_bytes: 96 << 20,
+            dirty_bytes: 192 << 20,
             dirty_age: Duration::from_secs(5),
-            readahead_bytes: 8 << 20,
+            readahead_bytes: 16 << 20,
             sync: false,
         }
     }

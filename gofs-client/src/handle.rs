@@ -5,6 +5,7 @@ use std::sync::Arc;
 use gofs_tree::{Attr, FileType, Ino};
 
 use crate::Cached;
+use crate::lease::KernelListing;
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,6 +48,11 @@ impl DirHandle {
     /// The directory.
     pub fn ino(&self) -> Ino {
         self.0.ino
+    }
+
+    /// What the kernel may do with its copy of the directory's listing for this handle.
+    pub fn kernel_listing(&self) -> KernelListing {
+        self.0.kernel_listing
     }
 }
 

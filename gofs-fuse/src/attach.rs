@@ -11,6 +11,7 @@ use std::time::Duration;
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use tracing::warn;
 
+use crate::backend::Backend;
 use crate::capabilities::MAX_IO_BYTES;
 use crate::filesystem::Gofs;
 use crate::mount::MountError;
@@ -30,9 +31,9 @@ pub struct Attachment {
 }
 
 /// A connection after its handshake, not yet served.
-pub struct Attached {
+pub struct Attached<B: Backend> {
     /// The connection.
-    pub session: Session<Gofs>,
+    pub session: Session<Gofs<B>>,
     /// Its place.
     pub attachment: Attachment,
     /// `/dev/fuse`, for notifications.
@@ -40,12 +41,12 @@ pub struct Attached {
 }
 
 /// Mounts `gofs` on `mount_point`, which is absolute and a directory. Blocks.
-pub fn attach(
-    gofs: Gofs,
+pub fn attach<B: Backend>(
+    gofs: Gofs<B>,
     source: &str,
     mount_point: &Path,
     options: &MountOptions,
-) -> Result<Attached, MountError> {
+) -> Result<Attached<B>, MountError> {
     let root = sys::is_root();
     let acl = match options.access.unwrap_or(if root { Access::All } else { Access::Owner }) {
         Access::All => SessionACL::All,
@@ -94,7 +95,7 @@ pub fn attach(
     )
     .map_err(failed)?;
     let mut attachment = Attachment { mount_point: mount_point.to_owned(), unmounter: None };
-    let connected = || -> io::Result<(OwnedFd, Session<Gofs>)> {
+    let connected = || -> io::Result<(OwnedFd, Session<Gofs<B>>)> {
         let second = device.as_fd().try_clone_to_owned()?;
         Ok((second, Session::from_fd(gofs, OwnedFd::from(device), acl, config)?))
     };

@@ -190,6 +190,7 @@ fn tell(report: Option<PipeWriter>, text: &str) {
 fn run(request: Request, report: Option<PipeWriter>) -> io::Result<ExitCode> {
     let daemon = report.is_some();
     let started = log::start(&request.log).and_then(|()| {
+        gofs_alloc::keep_buffers();
         tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("gofs-fuse").build()
     });
     let runtime = match started {

@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 
 use gofs_client::KernelCache;
 use gofs_tree::Ino;
+use parking_lot::Mutex;
 use tracing::{debug, error, warn};
 
 use crate::convert::InoMap;
 use crate::lookups::Lookups;
+use crate::random_reads::RandomReads;
 use crate::sys;
 
 /// How long an inode may stay on its way between a reply and the kernel's table. The thread that
@@ -38,12 +40,13 @@ pub struct KernelNotifier {
     connection: OnceLock<Connection>,
     ended: AtomicBool,
     lookups: Arc<Lookups>,
+    random_reads: Mutex<RandomReads>,
 }
 
 impl KernelNotifier {
     /// Takes a duplicate of the mount's `/dev/fuse` after the handshake and before the first request,
     /// and finds out whether the kernel can drop all names at once.
-    pub fn connect(&self, device: OwnedFd, map: InoMap) {
+    pub(crate) fn connect(&self, device: OwnedFd, map: InoMap) {
         let names = match sys::notify_inc_epoch(&device) {
             Ok(()) => true,
             Err(error) => {
@@ -57,7 +60,7 @@ impl KernelNotifier {
     }
 
     /// The mount is gone: the kernel has no copies any more, though it did not give its entries back.
-    pub fn disconnect(&self) {
+    pub(crate) fn disconnect(&self) {
         self.ended.store(true, Ordering::Release);
     }
 
@@ -67,12 +70,22 @@ impl KernelNotifier {
     }
 
     /// The counts of entries that the kernel was given.
-    pub fn lookups(&self) -> &Arc<Lookups> {
+    pub(crate) fn lookups(&self) -> &Arc<Lookups> {
         &self.lookups
     }
 
+    /// What the kernel was asked for at random of the pages that it has not.
+    pub(crate) fn random_reads(&self) -> &Mutex<RandomReads> {
+        &self.random_reads
+    }
+
+    /// Whether the kernel has the inode, or a reply that brings it is on its way. It has none before the mount.
+    pub fn knows(&self, ino: Ino) -> bool {
+        self.connection().is_some_and(|connection| self.lookups.known(connection.map.node(ino)))
+    }
+
     /// Drops the attributes of an inode, not its pages; waits for nothing.
-    pub fn invalidate_attributes(&self, ino: Ino) {
+    pub(crate) fn invalidate_attributes(&self, ino: Ino) {
         self.invalidate(ino, sys::Invalidate::Attributes);
     }
 
@@ -112,6 +125,7 @@ fn disconnected(error: &io::Error) -> bool {
 impl KernelCache for KernelNotifier {
     fn invalidate_inode(&self, ino: Ino) {
         self.invalidate(ino, sys::Invalidate::AttributesAndPages);
+        self.random_reads.lock().forget(ino);
     }
 
     fn invalidate_pages(&self, ino: Ino, offset: u64, len: u64) {

@@ -1,4 +1,5 @@
-//! gofs in the kernel's tree of files: fuser on one side, [`gofs_client::Client`] on the other.
+//! gofs in the kernel's tree of files: fuser on one side, a [`Backend`] (in production
+//! [`gofs_client::Client`]) on the other.
 //!
 //! Owns the mount, the translation of requests, errors and attributes, the kernel's caches, and the daemon behind
 //! `mount.fuse.gofs`. Decides nothing about files: that is the client's.
@@ -6,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod attach;
+mod backend;
 mod capabilities;
 mod convert;
 pub mod daemon;
@@ -16,13 +18,17 @@ pub mod log;
 mod lookups;
 mod mount;
 mod options;
+mod random_reads;
 mod requester;
 mod source;
+mod stats;
 #[allow(unsafe_code, reason = "the system calls are here, and nowhere else")]
 mod sys;
-mod wakeful;
 
-pub use mount::{MountConfig, MountError, Mounted, mount};
+pub use backend::{Backend, BackendFile};
+pub use gofs_wakeful::CpuLatency;
+pub use kernel_cache::KernelNotifier;
+pub use mount::{MountConfig, MountError, Mounted, Served, mount, serve};
 pub use options::{Access, KernelFlags, MountOptions, OPTIONS_HELP, OptionError};
 pub use source::{DEFAULT_META_PORT, Source, SourceError};
-pub use wakeful::CpuLatency;
+pub use stats::{MountStats, OperationCounts, ProcessorTime, STATS_XATTR, StatsError};

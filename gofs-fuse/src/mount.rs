@@ -2,22 +2,24 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use gofs_client::{Client, ClientConfig, Unmounted, Wait};
+use gofs_wakeful::Wakeful;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::attach::{Attached, Attachment, attach};
+use crate::backend::Backend;
 use crate::convert::InoMap;
 use crate::filesystem::Gofs;
 use crate::kernel_cache::KernelNotifier;
 use crate::options::MountOptions;
 use crate::source::{Source, SourceError};
-use crate::wakeful::Wakeful;
 
 /// How long a fresh mount may take to answer its first `stat`.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -25,6 +27,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 const UNMOUNT_LIMIT: Duration = Duration::from_secs(30);
 /// How long to look at the mount point: one whose daemon died hangs or fails.
 const MOUNT_POINT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Boxed: so a mount is compiled once and not in every program that makes one.
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// What to mount, where and how.
 #[derive(Clone, Debug)]
@@ -89,19 +94,29 @@ pub enum MountError {
 /// A mount that answers. Dropping it without [`unmount`](Mounted::unmount) leaves it mounted until the process ends.
 pub struct Mounted {
     client: Arc<Client>,
+    served: Served,
+}
+
+/// A backend that the kernel's requests are answered by. Dropping it without [`detach`](Served::detach) leaves it
+/// mounted until the process ends.
+pub struct Served {
     attachment: Attachment,
     ended: watch::Receiver<bool>,
 }
 
 /// Mounts in this process and returns when the mount answers. Must run in a multi-threaded runtime,
 /// which serves it until the end.
-pub async fn mount(config: MountConfig) -> Result<Mounted, MountError> {
+pub fn mount(config: MountConfig) -> BoxFuture<Result<Mounted, MountError>> {
+    Box::pin(begin(config))
+}
+
+async fn begin(config: MountConfig) -> Result<Mounted, MountError> {
     let source: Source = config.source.parse()?;
     let mount_point = check_mount_point(&config.mount_point).await?;
     let kernel = Arc::new(KernelNotifier::default());
     let client = Client::mount(client_config(&source, &mount_point, &config.options), kernel.clone()).await?;
-    match serve(&config, &mount_point, client.clone(), kernel).await {
-        Ok(mounted) => Ok(mounted),
+    match serve_at(client.clone(), kernel, &config.source, &mount_point, &config.options).await {
+        Ok(served) => Ok(Mounted { client, served }),
         Err(error) => {
             client.unmount(UNMOUNT_LIMIT).await;
             Err(error)
@@ -109,19 +124,34 @@ pub async fn mount(config: MountConfig) -> Result<Mounted, MountError> {
     }
 }
 
-async fn serve(
-    config: &MountConfig,
-    mount_point: &Path,
-    client: Arc<Client>,
+/// Puts a backend on a mount point and returns when it answers; `source` is what mount(8) shows. `kernel` is what the backend takes
+/// the kernel's copies back by. Must run in a multi-threaded runtime, which serves it until the end.
+pub async fn serve<B: Backend>(
+    backend: Arc<B>,
     kernel: Arc<KernelNotifier>,
-) -> Result<Mounted, MountError> {
+    source: &str,
+    mount_point: &Path,
+    options: &MountOptions,
+) -> Result<Served, MountError> {
+    let mount_point = check_mount_point(mount_point).await?;
+    serve_at(backend, kernel, source, &mount_point, options).await
+}
+
+async fn serve_at<B: Backend>(
+    backend: Arc<B>,
+    kernel: Arc<KernelNotifier>,
+    source: &str,
+    mount_point: &Path,
+    options: &MountOptions,
+) -> Result<Served, MountError> {
     let capabilities = Arc::new(Mutex::new(None));
-    let wakeful = Wakeful::start(config.options.cpu_latency);
-    let gofs = Gofs::new(client.clone(), kernel.clone(), Handle::current(), wakeful, capabilities.clone());
-    let map = InoMap::new(client.root());
-    let (source, point, options) = (config.source.clone(), mount_point.to_owned(), config.options.clone());
-    let Attached { session, attachment, device } =
-        blocking(move || attach(gofs, &source, &point, &options)).await?;
+    let wakeful = Wakeful::start(options.cpu_latency);
+    let map = InoMap::new(backend.root());
+    let gofs = Gofs::new(backend, kernel.clone(), Handle::current(), wakeful, capabilities.clone());
+    let regions = gofs.region_reader();
+    let (name, point, how) = (source.to_owned(), mount_point.to_owned(), options.clone());
+    let Attached { session, mut attachment, device } =
+        blocking(move || attach(gofs, &name, &point, &how)).await?;
 
     let served = kernel.clone();
     kernel.connect(device, map);
@@ -129,7 +159,6 @@ async fn serve(
         capabilities.log(gofs_client::KernelCache::can_cache_entries(&*kernel));
     }
     let (end, ended) = watch::channel(false);
-    let mut mounted = Mounted { client, attachment, ended };
     let serving = std::thread::Builder::new().name("gofs-session".to_owned()).spawn(move || {
         if let Err(error) = session.run() {
             error!(%error, "serving the kernel ended with an error");
@@ -143,18 +172,33 @@ async fn serve(
     };
     match answer {
         Ok(device) => {
-            raise_read_ahead(device, config.options.read_ahead_bytes);
-            info!(source = %config.source, mount_point = %mount_point.display(), "mounted");
-            Ok(mounted)
+            raise_read_ahead(device, options.read_ahead_bytes);
+            if options.read_ahead_bytes > 0 {
+                regions.start(mount_point);
+            }
+            info!(%source, mount_point = %mount_point.display(), "mounted");
+            Ok(Served { attachment, ended })
         }
         Err(error) => {
-            let mut attachment = mounted.attachment;
-            mounted.attachment = blocking(move || {
-                attachment.detach();
-                attachment
-            })
-            .await;
+            blocking(move || attachment.detach()).await;
             Err(MountError::NoAnswer { mount_point: mount_point.to_owned(), error })
+        }
+    }
+}
+
+impl Served {
+    /// Returns when the mount was taken off from outside (umount(8)).
+    pub async fn wait(&self) {
+        let mut ended = self.ended.clone();
+        // The sender goes away only with the session.
+        ended.wait_for(|ended| *ended).await.ok();
+    }
+
+    /// Takes the mount off if it is still there.
+    pub async fn detach(self) {
+        let Served { mut attachment, ended } = self;
+        if !*ended.borrow() {
+            blocking(move || attachment.detach()).await;
         }
     }
 }
@@ -167,18 +211,18 @@ impl Mounted {
 
     /// Returns when the mount was taken off from outside (umount(8)).
     pub async fn wait(&self) {
-        let mut ended = self.ended.clone();
-        // The sender goes away only with the session.
-        ended.wait_for(|ended| *ended).await.ok();
+        self.served.wait().await;
     }
 
     /// Takes the mount off if it is still there, writes back what waits and ends the session, all
     /// within bounds. Says what could not be written back.
-    pub async fn unmount(self) -> Unmounted {
-        let Mounted { client, mut attachment, ended } = self;
-        if !*ended.borrow() {
-            blocking(move || attachment.detach()).await;
-        }
+    pub fn unmount(self) -> BoxFuture<Unmounted> {
+        Box::pin(self.end())
+    }
+
+    async fn end(self) -> Unmounted {
+        let Mounted { client, served } = self;
+        served.detach().await;
         let result = client.unmount(UNMOUNT_LIMIT).await;
         if result.lost_files > 0 {
             error!(

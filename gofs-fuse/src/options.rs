@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::wakeful::CpuLatency;
+use gofs_wakeful::CpuLatency;
 
 /// Threads that read requests from the kernel unless `threads=` says otherwise: one per processor, within these.
 const THREADS: std::ops::RangeInclusive<usize> = 2..=4;
@@ -151,12 +151,7 @@ impl MountOptions {
                     .ok_or(wrong("a number of threads, 1 to 64"))?;
             }
             "cpu_latency" => {
-                self.cpu_latency = match value {
-                    "auto" => CpuLatency::Auto,
-                    "hold" => CpuLatency::Hold,
-                    "off" => CpuLatency::Off,
-                    _ => return Err(wrong("auto, hold or off")),
-                };
+                self.cpu_latency = value.parse().map_err(|_| wrong("auto, hold or off"))?;
             }
             "log" if value.is_empty() => return Err(wrong("journal, stderr or a file")),
             "log" => self.log = Some(value.to_owned()),

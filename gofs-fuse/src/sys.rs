@@ -1,9 +1,12 @@
 //! The system calls that std does not offer: the only `unsafe` of this crate.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::ptr;
 
 /// Which side of a fork this is.
@@ -80,6 +83,42 @@ pub fn unmount(target: &CStr, lazy: bool) -> io::Result<()> {
     let flags = libc::UMOUNT_NOFOLLOW | if lazy { libc::MNT_DETACH } else { 0 };
     // SAFETY: the pointer is a NUL-terminated string that lives through the call.
     check(unsafe { libc::umount2(target.as_ptr(), flags) }).map(drop)
+}
+
+/// What FUSE inodes are known by across opens: FILEID_INO64_GEN of <linux/exportfs.h>, with the number's halves and the
+/// generation.
+#[repr(C)]
+struct FileHandle {
+    handle_bytes: u32,
+    handle_type: i32,
+    id: [u32; 3],
+}
+const FILEID_INO64_GEN: i32 = 0x81;
+
+/// Opens a file of a FUSE mount by its node, of generation 0, and has the kernel read these bytes of it into its page cache.
+/// Returns when they are asked for. Needs CAP_DAC_READ_SEARCH. Waits for requests of that mount.
+pub fn will_need(mount_point: &CStr, node: u64, offset: u64, len: u64) -> io::Result<()> {
+    let path = Path::new(OsStr::from_bytes(mount_point.to_bytes()));
+    // Not O_PATH: a handle is not taken with it.
+    let mount = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path)?;
+    let id = [(node >> 32) as u32, node as u32, 0];
+    let mut handle = FileHandle { handle_bytes: size_of_val(&id) as u32, handle_type: FILEID_INO64_GEN, id };
+    // SAFETY: the handle has the layout of `struct file_handle` with as many bytes behind its header as it says.
+    let fd = check(unsafe {
+        libc::open_by_handle_at(
+            mount.as_raw_fd(),
+            ptr::from_mut(&mut handle).cast(),
+            libc::O_RDONLY | libc::O_CLOEXEC,
+        )
+    })?;
+    // SAFETY: just opened, and nobody else's.
+    let file = unsafe { OwnedFd::from_raw_fd(fd) };
+    let (offset, len) = (offset as libc::off_t, len as libc::off_t);
+    // SAFETY: takes no pointers.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), offset, len, libc::POSIX_FADV_WILLNEED) } {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
 }
 
 /// Codes of notifications in the kernel's FUSE protocol; INC_EPOCH since 7.44 (Linux 6.16).

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use gofs_tree::{
     ChunkId, ChunkServerId, ChunkSize, ChunkVersion, CodecError, Edit, EditSeq, Encode, FsError,
-    INLINE_MAX_LIMIT, Ino, NamespaceId, NamespaceLimits, Outcome, SessionId, Timestamp,
+    INLINE_MAX_LIMIT, Ino, NamespaceId, NamespaceLimits, Outcome, SessionId, Timestamp, Usage,
 };
 
 use crate::codec::{Reader, Writer};
@@ -55,6 +55,17 @@ impl NamespaceConfig {
             inline_max: self.inline_max,
             chunk_size: self.chunk_size,
         }
+    }
+
+    /// Whether there is a limit.
+    pub fn has_quota(&self) -> bool {
+        self.quota_bytes != 0 || self.quota_inodes != 0
+    }
+
+    /// Whether what this one allows, in bytes or in inodes, `other` does not.
+    pub fn has_more_quota_than(&self, other: &NamespaceConfig) -> bool {
+        let more = |own: u64, other: u64| other != 0 && (own == 0 || own > other);
+        more(self.quota_bytes, other.quota_bytes) || more(self.quota_inodes, other.quota_inodes)
     }
 
     /// Why this configuration cannot be, if it cannot.
@@ -118,7 +129,8 @@ pub enum Command {
         edits: Vec<Edit>,
     },
     /// The same for edits that the session has applied already: a `Create` names one of the inode numbers that are
-    /// reserved for it ([`Command::ReserveInos`]) and that it did not use before, else it is refused as invalid.
+    /// reserved for it ([`Command::ReserveInos`]) and that it did not use before, else it is refused as invalid; so does
+    /// an `AddChunk` with chunks ([`Command::ReserveChunks`]).
     Batch {
         /// Whose edits.
         session: SessionId,
@@ -137,6 +149,27 @@ pub enum Command {
         first: Ino,
         /// How many, at least 1.
         count: u32,
+    },
+    /// Ids of chunks for a session's own AddChunks: nobody else gets them, also when the session is gone.
+    ReserveChunks {
+        /// For whom.
+        session: SessionId,
+        /// The first; from the leader's counter, so never given before.
+        first: ChunkId,
+        /// How many, at least 1.
+        count: u32,
+    },
+    /// Gives a session a slice of its namespace's quota, out of which its batches grow the namespace, or takes what is left of
+    /// it back. Answers `Delegated`.
+    Delegate {
+        /// To whom.
+        session: SessionId,
+        /// What it asks for.
+        want: Usage,
+        /// What it was given so far, as far as it knows: where it was given more, this is a repeated command.
+        known: Usage,
+        /// Takes it back instead.
+        give_back: bool,
     },
     /// Edits that the leader makes by itself, which need no dedup: each is refused or does nothing where it was
     /// applied before. Answers `Edits`.
@@ -230,8 +263,11 @@ pub enum Command {
 /// What applying a command answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CommandOutcome {
-    /// One result for each edit.
+    /// One result for each edit. Fewer: the next one does not fit into the quota, but would if other slices of it were given
+    /// back; nothing of it is recorded.
     Edits(Vec<Result<Outcome, FsError>>),
+    /// What the session was given of the quota, since it began.
+    Delegated(Usage),
     /// The session that was opened.
     Session(SessionId),
     /// The namespace that was made.
@@ -296,6 +332,8 @@ const INIT_CLUSTER: u8 = 11;
 const SERVER_EDITS: u8 = 12;
 const BATCH: u8 = 13;
 const RESERVE_INOS: u8 = 14;
+const DELEGATE: u8 = 15;
+const RESERVE_CHUNKS: u8 = 16;
 
 impl Encode for Command {
     fn encode(&self, buffer: &mut Vec<u8>) {
@@ -315,6 +353,21 @@ impl Encode for Command {
                 out.u64(session.0);
                 out.u64(first.0);
                 out.u32(*count);
+            }
+            Command::ReserveChunks { session, first, count } => {
+                out.u8(RESERVE_CHUNKS);
+                out.u64(session.0);
+                out.u64(first.0);
+                out.u32(*count);
+            }
+            Command::Delegate { session, want, known, give_back } => {
+                out.u8(DELEGATE);
+                out.u64(session.0);
+                for amount in [want, known] {
+                    out.u64(amount.bytes);
+                    out.u64(amount.inodes);
+                }
+                out.bool(*give_back);
             }
             Command::ServerEdits { namespace, edits } => {
                 out.u8(SERVER_EDITS);
@@ -398,6 +451,17 @@ impl Encode for Command {
                 session: SessionId(from.u64()?),
                 first: Ino(from.u64()?),
                 count: from.u32()?,
+            },
+            RESERVE_CHUNKS => Command::ReserveChunks {
+                session: SessionId(from.u64()?),
+                first: ChunkId(from.u64()?),
+                count: from.u32()?,
+            },
+            DELEGATE => Command::Delegate {
+                session: SessionId(from.u64()?),
+                want: Usage { bytes: from.u64()?, inodes: from.u64()? },
+                known: Usage { bytes: from.u64()?, inodes: from.u64()? },
+                give_back: from.bool()?,
             },
             SERVER_EDITS => {
                 let namespace = NamespaceId(from.u32()?);
@@ -548,6 +612,13 @@ mod tests {
                 }],
             },
             Command::ReserveInos { session: SessionId(3), first: Ino(17), count: 9 },
+            Command::ReserveChunks { session: SessionId(3), first: ChunkId(17), count: 9 },
+            Command::Delegate {
+                session: SessionId(3),
+                want: Usage { bytes: 1, inodes: 2 },
+                known: Usage { bytes: 3, inodes: 4 },
+                give_back: true,
+            },
         ]
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use gofs_tree::MetaServerId;
+use gofs_wakeful::CpuLatency;
 use serde::Deserialize;
 
 use crate::chunks::ChunkConfig;
@@ -43,6 +44,8 @@ pub struct Config {
     pub snapshot_entries: u64,
     /// Pace of heartbeats between MetaServers, milliseconds.
     pub heartbeat_ms: u64,
+    /// Whether processors are kept awake while requests flow.
+    pub cpu_latency: CpuLatency,
 }
 
 impl Config {
@@ -60,6 +63,7 @@ impl Config {
             segment_bytes: 64 << 20,
             snapshot_entries: 100_000,
             heartbeat_ms: 150,
+            cpu_latency: CpuLatency::default(),
         }
     }
 }
@@ -97,6 +101,8 @@ pub struct FileConfig {
     pub snapshot_entries: Option<u64>,
     /// Pace of heartbeats between MetaServers, milliseconds.
     pub heartbeat_ms: Option<u64>,
+    /// `auto`, `hold` or `off`: whether processors are kept awake while requests flow.
+    pub cpu_latency: Option<CpuLatency>,
 }
 
 impl FileConfig {
@@ -161,6 +167,7 @@ impl FileConfig {
         ensure!(config.snapshot_entries >= 100, "snapshot_entries must be 100 or more");
         config.heartbeat_ms = self.heartbeat_ms.unwrap_or(config.heartbeat_ms);
         ensure!((10..=60_000).contains(&config.heartbeat_ms), "heartbeat_ms must be 10 to 60000");
+        config.cpu_latency = self.cpu_latency.unwrap_or(config.cpu_latency);
         Ok(config)
     }
 }
@@ -210,6 +217,7 @@ mod tests {
             "data = \"/d\"\nid = 0",
             "data = \"/d\"\nlisten = \"nowhere\"",
             "data = \"/d\"\nsession_validity_ms = 1",
+            "data = \"/d\"\ncpu_latency = \"never\"",
             "data = \"/d\"\nid = 3\npeers = { 1 = \"a:1\", 2 = \"b:2\" }",
             "data = \"/d\"\npeers = { one = \"a:1\" }",
             "data = \"/d\"\npeers = { 1 = \"a\" }",

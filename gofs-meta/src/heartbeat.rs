@@ -3,11 +3,7 @@
 //! Owns nothing: a connection's facts go to the [`ChunkService`]'s memory of the term. A
 //! connection ends with the term, with the server's silence, or when the server connects anew.
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use gofs_proto::{
     OTHER_CLUSTER_METADATA,
@@ -100,18 +96,9 @@ impl heartbeat_server::Heartbeat for HeartbeatDoor {
         let server = ChunkServerId(register.server);
         let accepted = accept(&self.chunks, &group, &register).await?;
 
-        let (link, instructions) = {
-            let mut leader = self.chunks.leader();
-            if leader.term == 0 {
-                return Err(not_leader(None));
-            }
-            leader.connect(
-                server,
-                register.address.clone(),
-                register.labels.into_iter().collect(),
-                Instant::now(),
-            )
-        };
+        let labels = register.labels.into_iter().collect();
+        let connected = self.chunks.connect(server, register.address.clone(), labels);
+        let (link, instructions) = connected.ok_or_else(|| not_leader(None))?;
         tracing::info!(server = server.0, address = register.address, "a ChunkServer registered");
         tokio::spawn(read_reports(self.chunks.clone(), server, link, reports));
 
@@ -195,7 +182,7 @@ async fn accept(
     }
     let mut fenced: Vec<u64> =
         group.state().fenced_sessions().map_err(unreadable)?.into_iter().map(|session| session.0).collect();
-    fenced.extend(chunks.leader().fenced.iter().map(|session| session.0));
+    fenced.extend(chunks.fenced().iter().map(|session| session.0));
     fenced.sort_unstable();
     fenced.dedup();
     Ok(cluster::Accepted {
@@ -215,7 +202,7 @@ async fn read_reports(
     loop {
         match reports.message().await {
             Ok(Some(cluster::Report { body: Some(body) })) => {
-                if !chunks.leader().report(server, link, body, Instant::now()) {
+                if !chunks.report(server, link, body) {
                     break;
                 }
             }
@@ -228,7 +215,7 @@ async fn read_reports(
             }
         }
     }
-    chunks.leader().disconnect(server, link, Instant::now());
+    chunks.disconnect(server, link);
 }
 
 fn hex(bytes: &[u8]) -> String {

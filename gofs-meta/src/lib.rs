@@ -2,23 +2,29 @@
 
 #![forbid(unsafe_code)]
 
-pub mod admin;
-pub mod chunks;
+mod admin;
+mod chunks;
 mod codec;
 pub mod command;
 pub mod config;
 mod editlog;
+#[cfg(test)]
+mod fixture;
 pub mod group;
-pub mod heartbeat;
+mod heartbeat;
 mod identity;
-pub mod lease;
-pub mod lock;
+mod lease;
+mod lock;
 mod raft;
 mod rpc_stream;
-pub mod server;
-pub mod service;
-pub mod session;
-pub mod state;
+mod server;
+mod service;
+mod session;
+mod state;
 
+pub use chunks::ChunkConfig;
 pub use config::Config;
+pub use lease::CONTENDED_FOR;
 pub use server::Server;
+pub use session::SessionTimes;
+pub use state::StateConfig;

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Parser;
+use gofs_meta::Server;
 use gofs_meta::config::{DEFAULT_LISTEN, FileConfig, parse_peers};
-use gofs_meta::server::Server;
+use gofs_wakeful::CpuLatency;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Keeps the directory trees of a gofs cluster and schedules it.
@@ -38,6 +39,9 @@ struct Args {
     /// All MetaServers of the cluster, this one included [default: it is the only one]
     #[arg(long, value_name = "ID=HOST:PORT,...")]
     peers: Option<String>,
+    /// Keep processors from sleeping while requests flow: auto, always (hold) or never (off) [default: auto]
+    #[arg(long, value_name = "WHEN")]
+    cpu_latency: Option<CpuLatency>,
 }
 
 impl Args {
@@ -50,6 +54,7 @@ impl Args {
         file.listen = self.listen.or(file.listen);
         file.advertise = self.advertise.or(file.advertise);
         file.data = self.data.or(file.data);
+        file.cpu_latency = self.cpu_latency.or(file.cpu_latency);
         if let Some(peers) = &self.peers {
             file.peers = parse_peers(peers)?;
         }

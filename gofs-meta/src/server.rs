@@ -20,7 +20,7 @@ use crate::chunks::ChunkService;
 use crate::config::Config;
 use crate::group::{GroupConfig, MetaGroup};
 use crate::rpc_stream::RpcStream;
-use crate::service::Service;
+use crate::service::{BoxFuture, Service};
 
 /// gRPC connections that were accepted and not taken over yet.
 const RPC_BACKLOG: usize = 64;
@@ -45,7 +45,13 @@ pub struct Server {
 
 impl Server {
     /// Opens the data directory, joins the group and listens.
-    pub async fn start(config: Config) -> anyhow::Result<Server> {
+    ///
+    /// Boxed, here and in `shutdown`: so a server is compiled once and not in every program that starts one.
+    pub fn start(config: Config) -> BoxFuture<'static, anyhow::Result<Server>> {
+        Box::pin(Server::begin(config))
+    }
+
+    async fn begin(config: Config) -> anyhow::Result<Server> {
         let listener = TcpListener::bind(config.listen).await.with_context(|| {
             format!(
                 "MetaServer {} cannot listen on {}: if another process has the port, stop it or choose another address \
@@ -68,6 +74,7 @@ impl Server {
         group_config.segment_bytes = config.segment_bytes;
         group_config.snapshot_entries = config.snapshot_entries;
         group_config.heartbeat_ms = config.heartbeat_ms;
+        group_config.cpu_latency = config.cpu_latency;
         let group = MetaGroup::start(group_config).await.with_context(|| {
             format!("MetaServer {} cannot start with {}", config.id.0, config.data.display())
         })?;
@@ -110,7 +117,11 @@ impl Server {
     }
 
     /// Stops cleanly. Mounts notice that the server is gone and go on with the next one.
-    pub async fn shutdown(self) {
+    pub fn shutdown(self) -> BoxFuture<'static, ()> {
+        Box::pin(self.end())
+    }
+
+    async fn end(self) {
         // While the others can still reach this one.
         self.group.hand_over().await;
         self.stop.send_replace(true);

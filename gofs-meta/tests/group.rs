@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use gofs_meta::StateConfig;
 use gofs_meta::command::{Command, CommandOutcome, NamespaceConfig, Refusal};
 use gofs_meta::group::{GroupConfig, MetaGroup, ProposeError, Role, StartError};
-use gofs_meta::state::StateConfig;
 use gofs_tree::{
     Edit, EditOp, EditSeq, Ino, MetaServerId, Mode, Name, NamespaceId, NewNode, ROOT_INO, SessionId, Store,
     Timestamp,
@@ -426,7 +426,11 @@ async fn a_metaserver_that_was_away_or_lost_its_disk_gets_a_snapshot() {
         created(cluster.propose(create(1, seq)).await);
         cluster.agree().await;
         assert_eq!(entries(&cluster.nodes[&away].group), seq as usize);
-        assert!(cluster.nodes[&away].group.metrics().snapshot.0 > 0, "it came by a Snapshot");
+        // Told a little after what it brought has been applied.
+        while cluster.nodes[&away].group.metrics().snapshot.0 == 0 {
+            assert!(Instant::now() < until + PATIENCE, "it came by a Snapshot");
+            sleep(Duration::from_millis(20)).await;
+        }
     }
     cluster.stop().await;
 }

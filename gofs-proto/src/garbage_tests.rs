@@ -98,7 +98,7 @@ fn node() -> session::Node {
 
 /// Good headers with much in them, as bytes.
 fn headers() -> Vec<Vec<u8>> {
-    let item = session::DirItem { name: "n".into(), ino: 7, file_type: 1, node: Some(node()) };
+    let item = session::DirItem { name: "n".into(), ino: 7, file_type: 1, node: Some(node()), chunk: None };
     let location = session::ChunkLocation {
         replicas: vec![session::Replica { server: 1, address: "host:1".into() }],
         ..session::ChunkLocation::default()

@@ -6,6 +6,9 @@ pub const REPLY: u16 = 0x8000;
 /// A reply that refuses: its header is `session.Failure`, through either frame door.
 pub const FAILURE: u16 = 0xffff;
 
+/// Kinds of requests are below this.
+pub const LIMIT: u16 = 128;
+
 /// Ties a request message to its kind and its reply.
 pub trait Request: prost::Message + Default + 'static {
     /// The kind of the request's frame.
@@ -61,6 +64,10 @@ kinds! {
     20 session::Recall => RecallReply;
     21 session::Batch => BatchReply;
     22 session::Reserve => ReserveReply;
+    23 session::Delegate => DelegateReply;
+    24 session::RecallSlice => RecallSliceReply;
+    25 session::Walk => WalkReply;
+    26 session::ReserveChunks => ReserveChunksReply;
     64 chunk::Hello => Welcome;
     65 chunk::Write => WriteReply;
     66 chunk::Read => ReadReply;

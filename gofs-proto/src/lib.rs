@@ -14,7 +14,7 @@ mod garbage_tests;
 pub mod kind;
 mod link;
 
-pub use link::{CallError, Link, LinkHandler};
+pub use link::{CallError, Link, LinkHandler, Replies};
 
 /// Headers of the session stream's frames.
 #[allow(missing_docs, clippy::all, reason = "generated")]

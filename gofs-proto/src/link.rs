@@ -16,6 +16,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpStream, ToSocketAddrs};
 use tokio::sync::{Notify, oneshot};
 
@@ -27,8 +28,10 @@ use crate::session::Failure;
 const BACKLOG_BYTES: usize = 16 << 20;
 /// Pieces handed to one writev.
 const GATHER_MAX: usize = 64;
-/// What is read at least at once.
+/// Size of a fresh buffer to read into: many small frames at once.
 const READ_BYTES: usize = 64 << 10;
+/// With less room than this in the buffer there is a fresh one.
+const READ_ROOM_BYTES: usize = 8 << 10;
 
 /// Why a call has no reply.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -48,6 +51,9 @@ pub enum CallError {
 pub trait LinkHandler: Send + Sync + 'static {
     /// Called in order of arrival, on the link's own task: must not block.
     fn on_request(&self, link: &Arc<Link>, request: Frame);
+    /// Called when everything that has arrived so far was handed on: what was gathered can be worked on together.
+    /// Must not block.
+    fn on_pause(&self, _link: &Arc<Link>) {}
     /// Called once, after which no request comes.
     fn on_close(&self, link: &Arc<Link>);
 }
@@ -56,7 +62,7 @@ type OnReply = Box<dyn FnOnce(Result<Frame, CallError>) + Send>;
 
 /// A live connection. Dropping every handle does not close it; [`Link::close`] does.
 pub struct Link {
-    stream: TcpStream,
+    stream: OwnedWriteHalf,
     peer: SocketAddr,
     next_id: AtomicU64,
     calls: Mutex<HashMap<u64, OnReply>>,
@@ -91,6 +97,7 @@ impl Link {
     fn start(stream: TcpStream, handler: Arc<dyn LinkHandler>, skip_preface: bool) -> io::Result<Arc<Link>> {
         stream.set_nodelay(true)?;
         let peer = stream.peer_addr()?;
+        let (reader, stream) = stream.into_split();
         let link = Arc::new(Link {
             stream,
             peer,
@@ -104,7 +111,7 @@ impl Link {
             closing: Notify::new(),
         });
         tokio::spawn(link.clone().write_loop());
-        tokio::spawn(link.clone().read_loop(handler, skip_preface));
+        tokio::spawn(link.clone().read_loop(reader, handler, skip_preface));
         Ok(link)
     }
 
@@ -181,16 +188,21 @@ impl Link {
         self.send(R::KIND | REPLY, id, reply, payload);
     }
 
+    /// Answers several requests at once.
+    pub fn reply_all(&self, replies: Replies) {
+        if !replies.0.is_empty() {
+            self.push(replies.0);
+        }
+    }
+
     /// Refuses a request.
     pub fn refuse(&self, id: u64, failure: &Failure) {
         self.send(FAILURE, id, failure, Vec::new());
     }
 
     fn send(&self, kind: u16, id: u64, header: &impl prost::Message, payload: Vec<Bytes>) {
-        let head = frame::encode_head(kind, id, header, payload.iter().map(Bytes::len).sum());
         let mut pieces = VecDeque::with_capacity(1 + payload.len());
-        pieces.push_back(head);
-        pieces.extend(payload.into_iter().filter(|piece| !piece.is_empty()));
+        lay_out(&mut pieces, kind, id, header, payload);
         self.push(pieces);
     }
 
@@ -263,10 +275,15 @@ impl Link {
         }
     }
 
-    async fn read_loop(self: Arc<Self>, handler: Arc<dyn LinkHandler>, skip_preface: bool) {
+    async fn read_loop(
+        self: Arc<Self>,
+        reader: OwnedReadHalf,
+        handler: Arc<dyn LinkHandler>,
+        skip_preface: bool,
+    ) {
         let reading = self.clone();
         tokio::select! {
-            result = reading.read_frames(&handler, skip_preface) => {
+            result = reading.read_frames(reader, &handler, skip_preface) => {
                 if let Err(error) = result && error.kind() == io::ErrorKind::InvalidData {
                     tracing::warn!(peer = %self.peer, %error, "connection dropped: not a frame");
                 }
@@ -274,27 +291,32 @@ impl Link {
             () = self.closing.notified() => {}
         }
         self.close();
-        socket2::SockRef::from(&self.stream).shutdown(std::net::Shutdown::Both).ok();
+        socket2::SockRef::from(self.stream.as_ref()).shutdown(std::net::Shutdown::Both).ok();
         self.fail_calls();
         handler.on_close(&self);
     }
 
     async fn read_frames(
         self: &Arc<Self>,
+        mut reader: OwnedReadHalf,
         handler: &Arc<dyn LinkHandler>,
         skip_preface: bool,
     ) -> io::Result<()> {
-        let mut stream = ReadHalf(&self.stream);
         if skip_preface {
-            stream.read_exact(&mut [0; PREFACE.len()]).await?;
+            reader.read_exact(&mut [0; PREFACE.len()]).await?;
         }
         let mut buffer = BytesMut::new();
         loop {
             match frame::decode(&mut buffer).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))? {
                 Ok(frame) => self.dispatch(handler, frame),
                 Err(needed) => {
-                    buffer.reserve((needed - buffer.len()).max(READ_BYTES));
-                    if stream.read_buf(&mut buffer).await? == 0 {
+                    handler.on_pause(self);
+                    let lacking = needed - buffer.len();
+                    // Frames that are still in use keep the buffer they came in: a fresh one only when this is full.
+                    if buffer.capacity() - buffer.len() < lacking.max(READ_ROOM_BYTES) {
+                        buffer.reserve(lacking.max(READ_BYTES));
+                    }
+                    if reader.read_buf(&mut buffer).await? == 0 {
                         return Err(io::ErrorKind::UnexpectedEof.into());
                     }
                 }
@@ -325,25 +347,29 @@ impl Link {
     }
 }
 
-/// Reads from a shared stream: only the read loop does, so nothing is split or locked.
-struct ReadHalf<'a>(&'a TcpStream);
+/// Answers that go out together, with one system call where the socket takes them.
+#[derive(Default)]
+pub struct Replies(VecDeque<Bytes>);
 
-impl tokio::io::AsyncRead for ReadHalf<'_> {
-    fn poll_read(
-        self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buffer: &mut tokio::io::ReadBuf<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        loop {
-            std::task::ready!(self.0.poll_read_ready(cx))?;
-            match self.0.try_read(buffer.initialize_unfilled()) {
-                Ok(read) => {
-                    buffer.advance(read);
-                    return std::task::Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return std::task::Poll::Ready(Err(error)),
-            }
-        }
+impl Replies {
+    /// Answers a request.
+    pub fn reply<R: Request>(&mut self, id: u64, reply: &R::Reply, payload: Bytes) {
+        lay_out(&mut self.0, R::KIND | REPLY, id, reply, vec![payload]);
     }
+
+    /// Refuses a request.
+    pub fn refuse(&mut self, id: u64, failure: &Failure) {
+        lay_out(&mut self.0, FAILURE, id, failure, Vec::new());
+    }
+}
+
+fn lay_out(
+    pieces: &mut VecDeque<Bytes>,
+    kind: u16,
+    id: u64,
+    header: &impl prost::Message,
+    payload: Vec<Bytes>,
+) {
+    pieces.push_back(frame::encode_head(kind, id, header, payload.iter().map(Bytes::len).sum()));
+    pieces.extend(payload.into_iter().filter(|piece| !piece.is_empty()));
 }

@@ -12,7 +12,7 @@ use gofs_proto::door::{Door, which};
 use gofs_proto::frame::{Frame, PREFACE, encode_head};
 use gofs_proto::kind::{FAILURE, REPLY, Request};
 use gofs_proto::session::{self, Failure, Lookup, LookupReply, Recall, RecallReply, failure::Code};
-use gofs_proto::{CallError, Link, LinkHandler};
+use gofs_proto::{CallError, Link, LinkHandler, Replies};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -359,4 +359,75 @@ async fn the_door_tells_frames_from_http2_and_drops_the_rest() {
         let seen = timeout(SOON, which(&accepted)).await.expect("no waiting after the end");
         assert_eq!(seen.ok(), door, "{}", bytes.escape_ascii());
     }
+}
+
+/// Gathers requests and answers them when no more have come.
+#[derive(Default)]
+struct Gatherer {
+    gathered: Mutex<Vec<Frame>>,
+    rounds: Mutex<Vec<usize>>,
+}
+
+impl LinkHandler for Gatherer {
+    fn on_request(&self, _: &Arc<Link>, request: Frame) {
+        self.gathered.lock().unwrap().push(request);
+    }
+
+    fn on_pause(&self, link: &Arc<Link>) {
+        let gathered = std::mem::take(&mut *self.gathered.lock().unwrap());
+        if gathered.is_empty() {
+            return;
+        }
+        self.rounds.lock().unwrap().push(gathered.len());
+        let mut replies = Replies::default();
+        for request in gathered {
+            match Lookup::decode(request.header.clone()).unwrap().parent {
+                0 => replies.refuse(request.id, &Failure { text: "none".into(), ..Failure::default() }),
+                parent => {
+                    let attr = Some(session::Attr { ino: parent, ..session::Attr::default() });
+                    let node = Some(session::Node { attr, ..session::Node::default() });
+                    replies.reply::<Lookup>(request.id, &LookupReply { node, dir: None }, request.payload);
+                }
+            }
+        }
+        link.reply_all(replies);
+    }
+
+    fn on_close(&self, _: &Arc<Link>) {}
+}
+
+#[tokio::test]
+async fn requests_that_come_together_can_be_answered_together() {
+    let gatherer = Arc::new(Gatherer::default());
+    let (listener, address) = listen().await;
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let (stream, _) = listener.accept().await.unwrap();
+    let mut sent = BytesMut::from(&PREFACE[..]);
+    for id in 0..3u64 {
+        sent.extend_from_slice(&encode_head(Lookup::KIND, id, &lookup(id), 2));
+        sent.extend_from_slice(b"ab");
+    }
+    // And half of one more.
+    let fourth = encode_head(Lookup::KIND, 3, &lookup(3), 0);
+    sent.extend_from_slice(&fourth[..10]);
+    client.write_all(&sent).await.unwrap();
+    let link = Link::accept(stream, gatherer.clone()).unwrap();
+
+    let mut received = BytesMut::new();
+    let mut kinds = Vec::new();
+    while kinds.len() < 4 {
+        match gofs_proto::frame::decode(&mut received).unwrap() {
+            Ok(frame) => {
+                assert_eq!(frame.id, kinds.len() as u64);
+                kinds.push(frame.kind);
+                if kinds.len() == 3 {
+                    client.write_all(&fourth[10..]).await.unwrap();
+                }
+            }
+            Err(_) => assert!(timeout(SOON, client.read_buf(&mut received)).await.unwrap().unwrap() > 0),
+        }
+    }
+    assert_eq!(kinds, [FAILURE, Lookup::KIND | REPLY, Lookup::KIND | REPLY, Lookup::KIND | REPLY]);
+    assert_eq!(*gatherer.rounds.lock().unwrap(), [3, 1]);
+    link.close();
 }

@@ -24,8 +24,6 @@ impl Mode {
     pub const SUID: u16 = 0o4000;
     /// Set-group-ID.
     pub const SGID: u16 = 0o2000;
-    /// Sticky: only the owner of an entry or of the directory may remove the entry.
-    pub const STICKY: u16 = 0o1000;
 
     /// Keeps the low 12 bits of `bits`.
     pub fn new(bits: u32) -> Self {

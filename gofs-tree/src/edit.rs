@@ -168,6 +168,48 @@ pub enum EditOp {
     ReleaseOrphan { ino: Ino, session: SessionId },
 }
 
+impl EditOp {
+    /// Sessions that have the inode open that the edit may take the last name from.
+    pub fn holders(&self) -> &[SessionId] {
+        match self {
+            EditOp::Unlink { holders, .. }
+            | EditOp::Rmdir { holders, .. }
+            | EditOp::Rename { holders, .. } => holders,
+            EditOp::Create { .. }
+            | EditOp::Link { .. }
+            | EditOp::SetAttr { .. }
+            | EditOp::SetXattr { .. }
+            | EditOp::RemoveXattr { .. }
+            | EditOp::WriteInline { .. }
+            | EditOp::AddChunk { .. }
+            | EditOp::Extend { .. }
+            | EditOp::Allocate { .. }
+            | EditOp::Punch { .. }
+            | EditOp::ReleaseOrphan { .. } => &[],
+        }
+    }
+
+    /// The same, to be filled in; `None` where the edit takes no name away.
+    pub fn holders_mut(&mut self) -> Option<&mut Vec<SessionId>> {
+        match self {
+            EditOp::Unlink { holders, .. }
+            | EditOp::Rmdir { holders, .. }
+            | EditOp::Rename { holders, .. } => Some(holders),
+            EditOp::Create { .. }
+            | EditOp::Link { .. }
+            | EditOp::SetAttr { .. }
+            | EditOp::SetXattr { .. }
+            | EditOp::RemoveXattr { .. }
+            | EditOp::WriteInline { .. }
+            | EditOp::AddChunk { .. }
+            | EditOp::Extend { .. }
+            | EditOp::Allocate { .. }
+            | EditOp::Punch { .. }
+            | EditOp::ReleaseOrphan { .. } => None,
+        }
+    }
+}
+
 /// What an edit did, as far as its author cannot know it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {

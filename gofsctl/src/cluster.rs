@@ -18,7 +18,13 @@ pub async fn status(admin: &mut Admin, style: Style) -> anyhow::Result<()> {
         .metas
         .iter()
         .map(|m| {
-            format!("{} {} {}{}", m.id, m.address, m.role, if m.reachable { "" } else { " (unreachable)" })
+            let latency = if m.cpu_latency.is_empty() {
+                String::new()
+            } else {
+                format!(" (processor latency {})", m.cpu_latency)
+            };
+            let lost = if m.reachable { "" } else { " (unreachable)" };
+            format!("{} {} {}{lost}{latency}", m.id, m.address, m.role)
         })
         .collect();
     let counted = |chunks: u64| {
@@ -56,7 +62,7 @@ pub async fn status(admin: &mut Admin, style: Style) -> anyhow::Result<()> {
     let metas: Vec<Value> = s
         .metas
         .iter()
-        .map(|m| json!({ "id": m.id, "address": m.address, "role": m.role, "reachable": m.reachable }))
+        .map(|m| json!({ "id": m.id, "address": m.address, "role": m.role, "reachable": m.reachable, "cpu_latency": m.cpu_latency }))
         .collect();
     let json = json!({
         "cluster": cluster, "version": s.version, "metas": metas, "leader": s.leader,
@@ -101,16 +107,20 @@ pub async fn servers(admin: &mut Admin, style: Style) -> anyhow::Result<()> {
             size::show(sum(|d| d.capacity_bytes)),
             s.disks.len().to_string(),
             s.corrupt_blocks_total.to_string(),
+            s.cpu_latency.clone(),
             errors.join("; "),
         ]);
         let disks: Vec<Value> = s.disks.iter().map(disk_json).collect();
         json.push(json!({
             "id": s.id, "address": s.address, "state": s.state, "labels": s.labels, "disks": disks,
             "chunks": s.chunks, "corrupt_blocks_total": s.corrupt_blocks_total, "last_heard_ms": s.last_heard_ms,
+            "cpu_latency": s.cpu_latency,
         }));
     }
-    let headings =
-        ["id", "address", "state", "heard", "chunks", "free", "capacity", "disks", "corrupt", "errors"];
+    let headings = [
+        "id", "address", "state", "heard", "chunks", "free", "capacity", "disks", "corrupt", "latency",
+        "errors",
+    ];
     style.print(&headings, &rows, &Value::Array(json))
 }
 
@@ -142,13 +152,28 @@ pub async fn sessions(admin: &mut Admin, namespace: String, style: Style) -> any
             s.leases.to_string(),
             format!("{:.1} s ago", s.heard_ms as f64 / 1000.0),
             s.recalls_pending.to_string(),
+            format!("{} / {}", s.unsent_edits, size::show(s.unsent_bytes)),
+            format!("{} / {} / {}", s.lost_edits, s.lost_files, size::show(s.lost_bytes)),
         ]);
         json.push(json!({
             "id": s.id, "namespace": s.namespace, "host": s.host, "mount_point": s.mount_point, "pid": s.pid,
             "leases": s.leases, "heard_ms": s.heard_ms, "recalls_pending": s.recalls_pending,
+            "unsent_edits": s.unsent_edits, "unsent_bytes": s.unsent_bytes, "lost_edits": s.lost_edits,
+            "lost_files": s.lost_files, "lost_bytes": s.lost_bytes,
         }));
     }
-    let headings = ["id", "namespace", "host", "mount point", "pid", "leases", "heard", "recalls pending"];
+    let headings = [
+        "id",
+        "namespace",
+        "host",
+        "mount point",
+        "pid",
+        "leases",
+        "heard",
+        "recalls pending",
+        "unsent changes / bytes",
+        "lost changes / files / bytes",
+    ];
     style.print(&headings, &rows, &Value::Array(json))
 }
 

@@ -1,13 +1,17 @@
 //! gofsctl: administration of a gofs cluster, and `gofsctl dev`, a whole cluster in one command.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod admin;
+mod bench;
 mod cluster;
 mod dev;
 mod namespace;
 mod output;
+mod profile;
 mod size;
+#[allow(unsafe_code, reason = "the system calls are here, and nowhere else")]
+mod sys;
 mod why;
 
 use clap::{Parser, Subcommand};
@@ -22,6 +26,8 @@ Examples:
   gofsctl dev                                  a whole cluster in this process, mounted
   gofsctl ns create photos --replicas 2 --quota-bytes 1TiB
   gofsctl --meta m1:7460,m2:7460 status
+  gofsctl profile /mnt/photos                  what a mount does, second by second
+  gofsctl bench /mnt/photos /var/tmp           how fast it is, beside a local disk
   gofsctl why photos:/2024/a.jpg               where each byte is, and who holds leases"
 )]
 struct Cli {
@@ -68,6 +74,10 @@ enum Command {
     /// Check the state for consistency with itself and with what the ChunkServers report.
     #[command(after_help = "Exit status 1 when a problem is found.\n\nExample:\n  gofsctl fsck")]
     Fsck,
+    /// What a mount does: operations per second and their latencies, what waits for servers, what is unflushed.
+    Profile(profile::ProfileArgs),
+    /// How fast a mount, or any directory, is: large files, small files, metadata, fsync.
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> std::process::ExitCode {
@@ -82,19 +92,18 @@ fn main() -> std::process::ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let style = output::Style { json: cli.json };
-    if let Command::Dev(args) = cli.command {
-        return runtime.block_on(dev::run(args));
-    }
+    let admin = || admin::Admin::new(&cli.meta);
     runtime.block_on(async {
-        let mut admin = admin::Admin::new(&cli.meta)?;
         match cli.command {
-            Command::Dev(_) => unreachable!("handled above"),
-            Command::Ns(command) => namespace::run(&mut admin, command, style).await,
-            Command::Status => cluster::status(&mut admin, style).await,
-            Command::Servers => cluster::servers(&mut admin, style).await,
-            Command::Sessions { namespace } => cluster::sessions(&mut admin, namespace, style).await,
-            Command::Why(args) => why::run(&mut admin, args, style).await,
-            Command::Fsck => cluster::fsck(&mut admin, style).await,
+            Command::Dev(args) => dev::run(args).await,
+            Command::Profile(args) => profile::run(args, style).await,
+            Command::Bench(args) => bench::run(args, style).await,
+            Command::Ns(command) => namespace::run(&mut admin()?, command, style).await,
+            Command::Status => cluster::status(&mut admin()?, style).await,
+            Command::Servers => cluster::servers(&mut admin()?, style).await,
+            Command::Sessions { namespace } => cluster::sessions(&mut admin()?, namespace, style).await,
+            Command::Why(args) => why::run(&mut admin()?, args, style).await,
+            Command::Fsck => cluster::fsck(&mut admin()?, style).await,
         }
     })
 }

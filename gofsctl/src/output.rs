@@ -31,7 +31,7 @@ impl Style {
 }
 
 /// Columns as wide as their widest cell, two spaces apart, nothing after the last.
-fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+pub fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     let heading: Vec<String> = headings.iter().map(|h| h.to_uppercase()).collect();
     let lines = || std::iter::once(&heading).filter(|h| !h.is_empty()).chain(rows);
     let columns = lines().map(Vec::len).max().unwrap_or(0);

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod command;
+mod growth;
 mod programs;
 mod steps;
 mod tools;
@@ -25,6 +26,8 @@ Chores of the gofs workspace.
     cargo xtask test --only tests -- FILTER...
                                      tests with further arguments for cargo nextest run
     cargo xtask fix                  formats, and applies clippy's suggestions
+    cargo xtask growth DIR           makes 1,000,000 files in DIR, on a mount, and prints what operations cost
+                                     and how much memory gofs takes meanwhile
 
 Tools are installed into target/tools at pinned versions. The tests mount file systems: they need
 root and /dev/fuse, and fail without.
@@ -49,6 +52,7 @@ fn run(args: Vec<String>) -> Result<()> {
         ["test", "--only", step] => test(Some(step), &[]),
         ["test", "--only", "tests", "--", further @ ..] => test(Some("tests"), further),
         ["fix"] => fix(),
+        ["growth", directory] => growth::run(directory.as_ref()),
         [] | ["help" | "--help" | "-h"] | ["test" | "fix", "--help" | "-h"] => {
             println!("{HELP}");
             for step in STEPS {

@@ -161,13 +161,15 @@ async fn try_stream(
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = ticks.tick() => send(&reports, report::Body::Status(status(service))).await?,
+            _ = ticks.tick() => {
+                // After the changes that it counts: who sees damage counted knows where it is.
+                let status = status(service);
+                report_changes(service, &reports).await?;
+                send(&reports, report::Body::Status(status)).await?;
+            }
             () = service.store.changes().changed() => {
                 tokio::time::sleep(GATHER).await;
-                match service.store.changes().take() {
-                    Taken::Everything => full_report(service, &reports).await?,
-                    Taken::Some(changed) => changes_report(&changed, &reports).await?,
-                }
+                report_changes(service, &reports).await?;
             }
             message = instructions.message() => match message.map_err(refused)? {
                 Some(Instruction { id, body: Some(body) }) => worker.start(id, body),
@@ -270,6 +272,14 @@ async fn full_report(service: &Service, reports: &mpsc::Sender<Report>) -> Resul
     Ok(())
 }
 
+/// What changed since the last report.
+async fn report_changes(service: &Service, reports: &mpsc::Sender<Report>) -> Result<(), Ended> {
+    match service.store.changes().take() {
+        Taken::Everything => full_report(service, reports).await,
+        Taken::Some(changed) => changes_report(&changed, reports).await,
+    }
+}
+
 async fn changes_report(changed: &[ChunkInfo], reports: &mpsc::Sender<Report>) -> Result<(), Ended> {
     for piece in changed.chunks(REPORT_CHUNKS) {
         let chunks = piece.iter().map(state).collect();
@@ -293,6 +303,7 @@ fn status(service: &Service) -> cluster::Status {
         in_flight: service.in_flight(),
         corrupt_blocks_total: service.store.corrupt_blocks(),
         load: load(),
+        cpu_latency: service.wakeful.state().to_string(),
     }
 }
 

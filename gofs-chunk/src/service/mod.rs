@@ -1,6 +1,7 @@
 //! The data door: frames of clients and of other ChunkServers.
 //!
-//! Each request is a task of its own; the store is called on that task. Writes and punches of one connection to one
+//! Each request is a task of its own; the store is called on that task. Only small reads that arrive together are
+//! worked on together: what memory has is answered by the reader of the connection, the rest by one task. Writes and punches of one connection to one
 //! chunk take effect in the order in which they came, here and on the servers behind. Payloads are verified before they
 //! are stored or passed on.
 
@@ -9,6 +10,7 @@ mod failure;
 mod fences;
 mod order;
 mod peers;
+mod reads;
 mod requests;
 
 use std::collections::HashSet;
@@ -23,6 +25,7 @@ use gofs_proto::session::Failure;
 use gofs_proto::session::failure::Code;
 use gofs_proto::{Link, LinkHandler, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, negotiate};
 use gofs_tree::ChunkId;
+use gofs_wakeful::Wakeful;
 use parking_lot::Mutex;
 
 use crate::store::Store;
@@ -30,6 +33,7 @@ use failure::bad_request;
 pub use fences::Fences;
 use order::Order;
 pub use peers::Peers;
+use reads::{SMALL_READ_BYTES, SmallRead};
 
 /// Requests of one connection that are worked on at once; more are refused with RETRY.
 const IN_FLIGHT_MAX: usize = 4096;
@@ -46,18 +50,21 @@ pub struct Service {
     pub peers: Peers,
     /// Chunks that are being copied to here.
     pub copying: Copying,
+    /// Keeps processors awake while requests flow. Heartbeats and upkeep do not count.
+    pub wakeful: Wakeful,
     in_flight: AtomicU32,
     links: Mutex<Vec<Weak<Link>>>,
 }
 
 impl Service {
     /// Serves a store.
-    pub fn new(store: Arc<Store>) -> Arc<Service> {
+    pub fn new(store: Arc<Store>, wakeful: Wakeful) -> Arc<Service> {
         Arc::new(Service {
             store,
             fences: Fences::default(),
             peers: Peers::default(),
             copying: Copying::default(),
+            wakeful,
             in_flight: AtomicU32::new(0),
             links: Mutex::default(),
         })
@@ -145,6 +152,8 @@ pub struct Connection {
     greeted: AtomicBool,
     order: Arc<Order>,
     load: Arc<Load>,
+    /// Small reads that have arrived and were not looked at yet.
+    reads: Mutex<Vec<SmallRead>>,
 }
 
 /// What one connection has under way.
@@ -166,6 +175,7 @@ impl Drop for Counted {
         self.load.requests.fetch_sub(1, Ordering::Relaxed);
         self.load.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         self.service.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.service.wakeful.touch();
     }
 }
 
@@ -177,6 +187,7 @@ impl Connection {
             greeted: AtomicBool::new(false),
             order: Arc::default(),
             load: Arc::default(),
+            reads: Mutex::default(),
         })
     }
 
@@ -184,6 +195,7 @@ impl Connection {
         let requests = self.load.requests.fetch_add(1, Ordering::Relaxed);
         let before = self.load.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.service.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.service.wakeful.touch();
         let counted = Counted { service: self.service.clone(), load: self.load.clone(), bytes };
         if requests >= IN_FLIGHT_MAX || before + bytes > IN_FLIGHT_BYTES_MAX {
             return Err(Failure::new(Code::Retry, "too many requests of one connection at once"));
@@ -222,6 +234,10 @@ impl Connection {
             }
             Read::KIND => {
                 let read = decode::<Read>(&frame)?;
+                if read.len <= SMALL_READ_BYTES {
+                    self.reads.lock().push(SmallRead { id, read, _counted: counted });
+                    return Ok(());
+                }
                 answer::<Read>(link, id, counted, async move { service.read(&read) });
             }
             Sync::KIND => {
@@ -282,6 +298,13 @@ impl LinkHandler for Connection {
         }
         if let Err(failure) = self.request(link, frame) {
             link.refuse(id, &failure);
+        }
+    }
+
+    fn on_pause(&self, link: &Arc<Link>) {
+        let reads = std::mem::take(&mut *self.reads.lock());
+        if !reads.is_empty() {
+            reads::serve(&self.service, link, reads);
         }
     }
 

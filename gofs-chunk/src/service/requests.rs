@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use gofs_proto::chunk::{
     self, Extents, ExtentsReply, Failed, ItemDone, Punch, PunchReply, Read, ReadReply, Stat, StatReply, Sync,
-    SyncReply, Write, WriteReply, Writer,
+    SyncReply, Write, WriteItem, WriteReply, Writer,
 };
 use gofs_proto::frame::PAYLOAD_MAX_BYTES;
 use gofs_proto::session::Failure;
@@ -13,10 +13,13 @@ use super::chain::Passing;
 use super::failure::{bad_request, failure};
 use super::order::Turn;
 use super::{Service, blocking};
-use crate::store::{Ack, StoreError, WriteMode};
+use crate::store::{Ack, BLOCK_LEN, BeforeAck, BlockSum, StoreError, WriteMode, append_crc};
 
 /// Servers that a chain may have behind the receiver.
 const CHAIN_MAX: usize = 16;
+/// Payloads up to so long are verified, and written to memory, at once: that takes a few microseconds, less than making
+/// place for it.
+const SHORT_BYTES: usize = 64 << 10;
 
 fn session(writer: &Option<Writer>) -> SessionId {
     SessionId(writer.as_ref().map_or(0, |writer| writer.session))
@@ -26,8 +29,33 @@ fn ack(sync: bool) -> Ack {
     if sync { Ack::Synced } else { Ack::Cached }
 }
 
+/// The bytes of one item, verified.
+struct Part {
+    bytes: Bytes,
+    /// Of its whole blocks, where it begins with one.
+    sums: Vec<BlockSum>,
+}
+
+impl Part {
+    /// Takes the checksum of each block on the way to that of all, so that the bytes are gone through once.
+    fn verify(bytes: Bytes, item: &WriteItem) -> Option<Part> {
+        if !(item.offset as usize).is_multiple_of(BLOCK_LEN) {
+            return (crc32c::crc32c(&bytes) == item.crc32c).then(|| Part { bytes, sums: Vec::new() });
+        }
+        let (blocks, rest) = bytes.split_at(bytes.len() - bytes.len() % BLOCK_LEN);
+        let mut sums = Vec::with_capacity(blocks.len() / BLOCK_LEN);
+        let mut whole = 0;
+        for block in blocks.chunks_exact(BLOCK_LEN) {
+            let crc = crc32c::crc32c(block);
+            whole = append_crc(whole, crc);
+            sums.push(BlockSum::from_crc(crc));
+        }
+        (crc32c::crc32c_append(whole, rest) == item.crc32c).then(|| Part { bytes, sums })
+    }
+}
+
 /// The payload of each item, verified.
-fn split(write: &Write, payload: &Bytes) -> Result<Vec<Bytes>, Failure> {
+fn split(write: &Write, payload: &Bytes) -> Result<Vec<Part>, Failure> {
     let mut at = 0usize;
     let mut parts = Vec::with_capacity(write.items.len());
     for item in &write.items {
@@ -35,10 +63,9 @@ fn split(write: &Write, payload: &Bytes) -> Result<Vec<Bytes>, Failure> {
         if end > payload.len() {
             return Err(bad_request(format!("a write of {} bytes came with {}", end, payload.len())));
         }
-        let part = payload.slice(at..end);
-        if crc32c::crc32c(&part) != item.crc32c {
+        let Some(part) = Part::verify(payload.slice(at..end), item) else {
             return Err(bad_request(format!("bytes for {} were damaged on their way", ChunkId(item.chunk))));
-        }
+        };
         parts.push(part);
         at = end;
     }
@@ -46,6 +73,12 @@ fn split(write: &Write, payload: &Bytes) -> Result<Vec<Bytes>, Failure> {
         return Err(bad_request(format!("a write of {at} bytes came with {}", payload.len())));
     }
     Ok(parts)
+}
+
+/// Whether the local part of a write needs no disk: nothing is read for the block it begins in.
+fn is_short(write: &Write, parts: &[Part]) -> bool {
+    let bytes: usize = parts.iter().map(|part| part.bytes.len()).sum();
+    bytes <= SHORT_BYTES && write.items.iter().all(|item| (item.offset as usize).is_multiple_of(BLOCK_LEN))
 }
 
 fn check_chain(chain: &[chunk::Hop]) -> Result<(), Failure> {
@@ -75,7 +108,10 @@ impl Service {
         mut turn: Turn,
     ) -> Result<WriteReply, Failure> {
         let session = session(&write.writer);
-        let parts = check_chain(&write.chain).and_then(|()| blocking(|| split(&write, &payload)));
+        let parts = check_chain(&write.chain).and_then(|()| match payload.len() <= SHORT_BYTES {
+            true => split(&write, &payload),
+            false => blocking(|| split(&write, &payload)),
+        });
         let mut before = turn.come().await;
         let admitted = parts.and_then(|parts| {
             for item in &write.items {
@@ -92,8 +128,18 @@ impl Service {
             }
         };
         let passing = Passing::start(self, write.clone(), payload, &mut before).await;
-        let local = blocking(|| self.write_here(&write, &parts, session));
+        let local = match is_short(&write, &parts) {
+            true => self.write_here(&write, &parts, session),
+            false => blocking(|| self.write_here(&write, &parts, session)),
+        };
         turn.sent(passing.via());
+        let local = local.and_then(|(done, before_ack)| {
+            if !before_ack.is_empty() {
+                let waited = blocking(|| before_ack.into_iter().try_for_each(BeforeAck::wait));
+                waited.map_err(|error| failure(&error))?;
+            }
+            Ok(done)
+        });
         // Not behind those after it in the chain: all sync at the same time.
         let local = local.and_then(|done| match write.sync {
             true => blocking(|| self.sync_chunks(write.items.iter().map(|item| item.chunk))).map(|()| done),
@@ -107,18 +153,23 @@ impl Service {
     fn write_here(
         &self,
         write: &Write,
-        parts: &[Bytes],
+        parts: &[Part],
         session: SessionId,
-    ) -> Result<Vec<ItemDone>, Failure> {
+    ) -> Result<(Vec<ItemDone>, Vec<BeforeAck>), Failure> {
         let _passed = self.fences.pass(session)?;
         let mut done = Vec::with_capacity(parts.len());
+        let mut before_ack = Vec::new();
         for (item, part) in write.items.iter().zip(parts) {
             let mode = if item.create { WriteMode::Create } else { WriteMode::Existing };
             let (chunk, version) = (ChunkId(item.chunk), ChunkVersion(item.version));
-            let written = self.store.write(chunk, version, item.offset, part, mode, ack(write.sync));
-            done.push(ItemDone { blocks_4k: written.map_err(|error| failure(&error))? });
+            let Part { bytes, sums } = part;
+            let ack = ack(write.sync);
+            let written = self.store.write_summed(chunk, version, item.offset, bytes, sums, mode, ack);
+            let (blocks_4k, wait_for) = written.map_err(|error| failure(&error))?;
+            done.push(ItemDone { blocks_4k });
+            before_ack.extend(wait_for);
         }
-        Ok(done)
+        Ok((done, before_ack))
     }
 
     fn sync_chunks(&self, chunks: impl Iterator<Item = u64>) -> Result<(), Failure> {
@@ -179,13 +230,7 @@ impl Service {
                 read.len
             )));
         }
-        blocking(|| {
-            let bytes = self
-                .store
-                .read(ChunkId(read.chunk), ChunkVersion(read.version), read.offset, read.len)
-                .map_err(|error| failure(&error))?;
-            Ok((ReadReply { crc32c: crc32c::crc32c(&bytes) }, Bytes::from(bytes)))
-        })
+        blocking(|| self.read_here(read))
     }
 
     pub(super) fn sync(&self, sync: &Sync) -> Result<SyncReply, Failure> {

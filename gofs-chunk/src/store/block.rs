@@ -1,6 +1,7 @@
 //! Blocks: the unit of checksums, of holes and of accounting.
 
 use std::num::NonZeroU32;
+use std::sync::LazyLock;
 
 /// Bytes in a block.
 pub const BLOCK_LEN: usize = 4096;
@@ -15,7 +16,12 @@ impl BlockSum {
     /// Of a whole block.
     pub fn of(block: &[u8]) -> Self {
         debug_assert_eq!(block.len(), BLOCK_LEN);
-        BlockSum(NonZeroU32::new(crc32c::crc32c(block)).unwrap_or(NonZeroU32::MAX))
+        BlockSum::from_crc(crc32c::crc32c(block))
+    }
+
+    /// From the CRC32C of a whole block.
+    pub fn from_crc(crc: u32) -> Self {
+        BlockSum(NonZeroU32::new(crc).unwrap_or(NonZeroU32::MAX))
     }
 
     /// As read from disk; `None` for a block that was never written.
@@ -27,6 +33,27 @@ impl BlockSum {
     pub fn raw(self) -> u32 {
         self.0.get()
     }
+}
+
+/// What a block behind makes of the CRC32C of all before it: the operation is linear, so one table for each byte.
+static APPEND_BLOCK: LazyLock<[[u32; 256]; 4]> = LazyLock::new(|| {
+    let mut tables = [[0; 256]; 4];
+    for (i, table) in tables.iter_mut().enumerate() {
+        for bit in 0..8 {
+            let image = crc32c::crc32c_combine(1 << (8 * i + bit), 0, BLOCK_LEN);
+            for byte in 1 << bit..2 << bit {
+                table[byte] = table[byte - (1 << bit)] ^ image;
+            }
+        }
+    }
+    tables
+});
+
+/// CRC32C of bytes with the CRC32C `before`, and a whole block with the CRC32C `block` behind them.
+pub fn append_crc(before: u32, block: u32) -> u32 {
+    let tables = &*APPEND_BLOCK;
+    let moved = before.to_le_bytes().into_iter().zip(tables).map(|(byte, table)| table[usize::from(byte)]);
+    moved.fold(block, |crc, part| crc ^ part)
 }
 
 /// A run of whole blocks of a chunk.
@@ -64,6 +91,13 @@ impl BlockRange {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn checksums_of_blocks_make_that_of_all() {
+        let bytes: Vec<u8> = (0..5 * BLOCK_LEN).map(|i| (i * 7 + i / 251) as u8).collect();
+        let crc = bytes.chunks_exact(BLOCK_LEN).fold(0, |crc, block| append_crc(crc, crc32c::crc32c(block)));
+        assert_eq!(crc, crc32c::crc32c(&bytes));
+    }
 
     #[test]
     fn a_range_covers_what_it_touches_and_no_more() {

@@ -12,6 +12,9 @@ use parking_lot::Mutex;
 
 use super::sys;
 
+/// From this length on a read tells the kernel at once how far it goes.
+const LONG_READ_BYTES: usize = 128 << 10;
+
 /// Sees, and may refuse, every change to the store's files.
 pub trait FileWatch: Send + Sync {
     /// `bytes` are about to be written at `offset`.
@@ -77,6 +80,13 @@ impl StoreFile {
             watch.will_read(&self.path, offset, out.len())?;
         }
         let mut done = 0;
+        if out.len() >= LONG_READ_BYTES {
+            // Several at once on one file are none of the patterns for which the kernel reads ahead.
+            done = sys::read_cached(&self.file, out, offset)?;
+            if done < out.len() {
+                sys::will_need(&self.file, offset + done as u64, (out.len() - done) as u64);
+            }
+        }
         while done < out.len() {
             match self.file.read_at(&mut out[done..], offset + done as u64) {
                 Ok(0) => {
@@ -89,6 +99,22 @@ impl StoreFile {
             }
         }
         Ok(())
+    }
+
+    /// As [`StoreFile::read_at`], if that needs no disk; else false.
+    pub fn read_at_once(&self, out: &mut [u8], offset: u64) -> bool {
+        // A watcher sees reads that may fail.
+        self.watch.is_none() && sys::read_cached(&self.file, out, offset).is_ok_and(|read| read == out.len())
+    }
+
+    /// The range is going to be read.
+    pub fn will_read(&self, offset: u64, len: u64) {
+        sys::will_need(&self.file, offset, len);
+    }
+
+    /// Has the disk begin with what was written to the range.
+    pub fn begin_writing(&self, offset: u64, len: u64) {
+        sys::begin_writing(&self.file, offset, len);
     }
 
     /// Writes all of `bytes` at `offset`.

@@ -3,11 +3,14 @@
 //! A table block holds the checksums of its group's data blocks; 0 = never written. Tables are changed only
 //! after their new contents are on stable storage in the log, so a torn table is rewritten at the next start.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::{Buf, BufMut};
 use gofs_tree::ChunkId;
+use parking_lot::Mutex;
 
 use super::block::{BLOCK_LEN, BlockRange, BlockSum};
 use super::file::{StoreFile, Watch};
@@ -15,6 +18,8 @@ use super::file::{StoreFile, Watch};
 /// Data blocks that one table covers.
 pub const GROUP_BLOCKS: u32 = (BLOCK_LEN as u32 - TABLE_HEAD_LEN as u32) / 4;
 const TABLE_HEAD_LEN: usize = 16;
+/// Tables of one file that are kept in memory, 4 KiB each: those of a chunk of 64 MiB.
+const TABLES_KEPT: usize = 17;
 const HEADER_MAGIC: [u8; 8] = *b"gofsbig1";
 
 /// Checksums of one group.
@@ -122,6 +127,8 @@ impl HomeKey {
 pub struct Home {
     file: StoreFile,
     key: HomeKey,
+    /// Tables as they are on disk, by group.
+    tables: Mutex<HashMap<u32, Arc<Table>>>,
 }
 
 impl Home {
@@ -139,7 +146,7 @@ impl Home {
             let _ = std::fs::remove_file(file.path());
             return Err(error);
         }
-        Ok(Home { file, key })
+        Ok(Home { file, key, tables: Mutex::default() })
     }
 
     /// Opens it; InvalidData where it is another chunk's or damaged.
@@ -150,7 +157,7 @@ impl Home {
         if header != key.header() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not the file of this chunk"));
         }
-        Ok(Home { file, key })
+        Ok(Home { file, key, tables: Mutex::default() })
     }
 
     /// Where it is.
@@ -158,15 +165,37 @@ impl Home {
         self.file.path()
     }
 
-    /// Reads a table; `None` where it is damaged.
-    pub fn read_table(&self, group: u32) -> io::Result<Option<Table>> {
+    /// The table, from memory or from the file; `None` where it is damaged.
+    pub fn read_table(&self, group: u32) -> io::Result<Option<Arc<Table>>> {
+        if let Some(table) = self.kept_table(group) {
+            return Ok(Some(table));
+        }
         let mut bytes = vec![0; BLOCK_LEN];
         self.file.read_at(&mut bytes, table_offset(group))?;
-        Ok(Table::decode(self.key.chunk, group, &bytes))
+        let table = Table::decode(self.key.chunk, group, &bytes).map(Arc::new);
+        if let Some(table) = &table {
+            let mut tables = self.tables.lock();
+            if tables.len() >= TABLES_KEPT {
+                tables.clear();
+            }
+            tables.insert(group, table.clone());
+        }
+        Ok(table)
     }
 
-    /// Overwrites a table with its form on disk.
+    /// The table if memory has it.
+    pub fn kept_table(&self, group: u32) -> Option<Arc<Table>> {
+        self.tables.lock().get(&group).cloned()
+    }
+
+    /// The next look at a table is at the file.
+    pub fn forget_tables(&self) {
+        self.tables.lock().clear();
+    }
+
+    /// Overwrites a table with its form on disk. Nobody reads it meanwhile.
     pub fn write_table(&self, group: u32, encoded: &[u8]) -> io::Result<()> {
+        self.tables.lock().remove(&group);
         self.file.write_at(encoded, table_offset(group))
     }
 
@@ -179,6 +208,30 @@ impl Home {
             out = rest;
         }
         Ok(())
+    }
+
+    /// As [`Home::read_blocks`], if that needs no disk; else false.
+    pub fn read_blocks_at_once(&self, first: u32, out: &mut [u8]) -> bool {
+        let mut out = out;
+        by_group(first, out.len() / BLOCK_LEN).all(|part| {
+            let (now, rest) = std::mem::take(&mut out).split_at_mut(part.bytes());
+            out = rest;
+            self.file.read_at_once(now, data_offset(part.first))
+        })
+    }
+
+    /// Blocks that are going to be read.
+    pub fn will_read(&self, range: BlockRange) {
+        for part in by_group(range.first, range.count as usize) {
+            self.file.will_read(data_offset(part.first), part.bytes() as u64);
+        }
+    }
+
+    /// Has the disk begin with what was written to these blocks.
+    pub fn begin_writing(&self, range: BlockRange) {
+        for part in by_group(range.first, range.count as usize) {
+            self.file.begin_writing(data_offset(part.first), part.bytes() as u64);
+        }
     }
 
     /// Overwrites blocks from `first` on.

@@ -25,10 +25,10 @@ use gofs_tree::{ChunkId, ChunkServerId, ChunkVersion};
 use parking_lot::{Mutex, RwLock};
 use rand::RngExt;
 
-pub use block::{BLOCK_LEN, BLOCKS_MAX, BlockRange, BlockSum};
+pub use block::{BLOCK_LEN, BLOCKS_MAX, BlockRange, BlockSum, append_crc};
 pub use boot::BootId;
 pub use changes::{Changes, ChunkInfo, Taken};
-pub use disk::{Ack, ChunkStat, Disk, DiskStatus, OpenError, WriteMode};
+pub use disk::{Ack, BeforeAck, ChunkStat, Data, Disk, DiskStatus, OpenError, Verified, WriteMode};
 pub use error::StoreError;
 pub use file::{FileWatch, Watch};
 use identity::{ClusterId, Identity, IdentityError};
@@ -270,18 +270,37 @@ impl Store {
         mode: WriteMode,
         ack: Ack,
     ) -> Result<u32, StoreError> {
+        let (blocks, before_ack) = self.write_summed(chunk, version, offset, bytes, &[], mode, ack)?;
+        before_ack.map_or(Ok(()), BeforeAck::wait)?;
+        Ok(blocks)
+    }
+
+    /// As [`Store::write`], but waits for no sync: the caller does, before it tells anybody. `sums` are the checksums of the whole blocks from `offset` on, as far as they are known,
+    /// where that is the start of a block.
+    #[allow(clippy::too_many_arguments, reason = "they are the request's")]
+    pub fn write_summed(
+        &self,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        offset: u32,
+        bytes: &[u8],
+        sums: &[BlockSum],
+        mode: WriteMode,
+        ack: Ack,
+    ) -> Result<(u32, Option<BeforeAck>), StoreError> {
+        let data = Data::new(offset, bytes, sums);
         if matches!(mode, WriteMode::Existing | WriteMode::Copy) {
-            return self.find(chunk)?.write(chunk, version, offset, bytes, mode, ack);
+            return self.find(chunk)?.write(chunk, version, data, mode, ack);
         }
         let _creating = match self.find(chunk) {
-            Ok(disk) => return disk.write(chunk, version, offset, bytes, mode, ack),
+            Ok(disk) => return disk.write(chunk, version, data, mode, ack),
             Err(_) => self.creating[chunk.0 as usize % CREATE_LOCKS].lock(),
         };
         let disk = match self.find(chunk) {
             Ok(disk) => disk,
             Err(_) => self.choose()?,
         };
-        disk.write(chunk, version, offset, bytes, mode, ack)
+        disk.write(chunk, version, data, mode, ack)
     }
 
     /// The disk of a new chunk: by chance, in proportion to the space that each has.
@@ -321,7 +340,36 @@ impl Store {
         offset: u32,
         len: u32,
     ) -> Result<Vec<u8>, StoreError> {
+        Ok(self.read_summed(chunk, version, offset, len)?.bytes)
+    }
+
+    /// As [`Store::read`], with the checksum of all of it.
+    pub fn read_summed(
+        &self,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        offset: u32,
+        len: u32,
+    ) -> Result<Verified, StoreError> {
         self.find(chunk)?.read(chunk, version, offset, len)
+    }
+
+    /// As [`Store::read_summed`], if memory has all of it; `None` says nothing.
+    pub fn read_at_once(
+        &self,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        offset: u32,
+        len: u32,
+    ) -> Option<Verified> {
+        self.find(chunk).ok()?.read_at_once(chunk, version, offset, len)
+    }
+
+    /// The range is going to be read: has the disk begin.
+    pub fn will_read(&self, chunk: ChunkId, offset: u32, len: u32) {
+        if let Ok(disk) = self.find(chunk) {
+            disk.will_read(chunk, offset, len);
+        }
     }
 
     /// Which blocks were written: sorted, disjoint, not touching.

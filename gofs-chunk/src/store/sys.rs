@@ -59,3 +59,35 @@ fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Resul
         }
     }
 }
+
+/// Reads what the page cache holds, without waiting for the disk; fewer bytes where it holds less.
+pub fn read_cached(file: &File, out: &mut [u8], offset: u64) -> io::Result<usize> {
+    let vector = libc::iovec { iov_base: out.as_mut_ptr().cast(), iov_len: out.len() };
+    // SAFETY: the vector is one that `out`, borrowed for the call, can be written through; the descriptor is
+    // open for as long as `file` is borrowed.
+    let read = unsafe { libc::preadv2(file.as_raw_fd(), &vector, 1, offset as i64, libc::RWF_NOWAIT) };
+    if read >= 0 {
+        return Ok(read as usize);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        // Nothing is there, or the file system cannot tell.
+        Some(libc::EAGAIN | libc::EINTR | libc::EOPNOTSUPP | libc::ENOSYS) => Ok(0),
+        _ => Err(error),
+    }
+}
+
+/// The range is going to be read: the disk may begin. It is a hint, so errors do not matter.
+pub fn will_need(file: &File, offset: u64, len: u64) {
+    // SAFETY: the descriptor is open for as long as `file` is borrowed.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), offset as i64, len as i64, libc::POSIX_FADV_WILLNEED) };
+}
+
+/// The range was written: its way to the disk may begin, so that a later sync finds little to do. It is a hint, so
+/// errors do not matter: the sync tells them.
+pub fn begin_writing(file: &File, offset: u64, len: u64) {
+    // SAFETY: the descriptor is open for as long as `file` is borrowed.
+    unsafe {
+        libc::sync_file_range(file.as_raw_fd(), offset as i64, len as i64, libc::SYNC_FILE_RANGE_WRITE)
+    };
+}

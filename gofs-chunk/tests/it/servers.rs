@@ -227,6 +227,71 @@ async fn a_write_reaches_all_of_a_chain_in_order() {
     }
 }
 
+/// One frame with bytes for several chunks.
+fn write_all(items: &[(u64, u64, u32, &[u8])], chain: Vec<Hop>) -> (Write, Vec<Bytes>) {
+    let parts =
+        items.iter().map(|&(chunk, version, offset, bytes)| write(chunk, version, offset, bytes, vec![]));
+    let items_of_all = parts.flat_map(|write| write.items).collect();
+    let payload = items.iter().map(|(.., bytes)| Bytes::copy_from_slice(bytes)).collect();
+    (Write { items: items_of_all, ..write(0, 0, 0, b"", chain) }, payload)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_for_several_chunks_share_a_frame_and_keep_the_order_of_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = node(&dir.path().join("a")).await;
+    let b = node(&dir.path().join("b")).await;
+    let mut rng = rng(5);
+    let mut expected = vec![vec![0; 60_000]; 5];
+    let mut calls = Vec::new();
+    for i in 0..200usize {
+        let mut items: Vec<(u64, u64, u32, Vec<u8>)> = Vec::new();
+        for k in 0..1 + i % 4 {
+            let (chunk, offset) = ((i * 7 + k * 3) % 5, (i * 7919 + k * 4096) % 50_000);
+            let data = bytes(&mut rng, 1 + (i * 613 + k) % 9_000);
+            expected[chunk][offset..offset + data.len()].copy_from_slice(&data);
+            items.push((chunk as u64 + 1, 1, offset as u32, data));
+        }
+        let items: Vec<_> = items.iter().map(|(c, v, o, data)| (*c, *v, *o, &data[..])).collect();
+        let (frame, payload) = write_all(&items, vec![b.hop()]);
+        calls.push((items.len(), a.link.call(&frame, payload)));
+    }
+    for (items, call) in calls {
+        let (reply, _) = call.await.unwrap();
+        assert!(reply.failed.is_empty() && reply.done.len() == items, "{reply:?}");
+    }
+    for node in [&a, &b] {
+        for (chunk, bytes) in expected.iter().enumerate() {
+            assert!(node.read(chunk as u64 + 1, 1, 0, 60_000).await.unwrap()[..] == bytes[..], "{chunk}");
+        }
+    }
+    a.server.shutdown().await;
+    b.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_for_several_chunks_is_refused_as_a_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = node(&dir.path().join("a")).await;
+    let b = node(&dir.path().join("b")).await;
+    put(&a.link, &write(2, 5, 0, b"newer", vec![]), b"newer").await.unwrap();
+    // Refused by the first server: neither it nor those behind have any of it.
+    let (frame, payload) = write_all(&[(1, 1, 0, b"one"), (2, 1, 0, b"two")], vec![b.hop()]);
+    assert_eq!(code(a.link.call(&frame, payload).await), Code::StaleChunk);
+    assert_eq!(code(a.read(1, 1, 0, 1).await), Code::NoChunk);
+    assert_eq!(code(b.read(1, 1, 0, 1).await), Code::NoChunk);
+    // Refused by the one behind: that one is named for all of it, and the first has all of it.
+    put(&b.link, &write(4, 5, 0, b"newer", vec![]), b"newer").await.unwrap();
+    let (frame, payload) = write_all(&[(3, 1, 0, b"three"), (4, 1, 0, b"four")], vec![b.hop()]);
+    let (reply, _) = a.link.call(&frame, payload).await.unwrap();
+    assert_eq!((reply.done.len(), reply.failed.len(), reply.failed[0].server), (2, 1, b.id));
+    assert_eq!(&a.read(3, 1, 0, 5).await.unwrap()[..], b"three");
+    assert_eq!(&a.read(4, 1, 0, 4).await.unwrap()[..], b"four");
+    assert_eq!(code(b.read(3, 1, 0, 1).await), Code::NoChunk);
+    a.server.shutdown().await;
+    b.server.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_write_lets_none_behind_it_overtake() {
     let dir = tempfile::tempdir().unwrap();
@@ -252,6 +317,42 @@ async fn a_refused_write_lets_none_behind_it_overtake() {
     }
     a.server.shutdown().await;
     b.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_reads_that_come_together_are_each_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(dir.path()).await;
+    let data = bytes(&mut rng(3), 2 << 20);
+    for (at, piece) in data.chunks(1 << 20).enumerate() {
+        put(&node.link, &write(1, 1, (at << 20) as u32, piece, vec![]), piece).await.unwrap();
+    }
+    put(&node.link, &write(2, 1, 0, &data[..5000], vec![]), &data[..5000]).await.unwrap();
+    // The second round has everything in memory.
+    for _ in 0..2 {
+        let call =
+            |chunk, version, offset, len| node.link.call(&Read { chunk, version, offset, len }, Vec::new());
+        let calls: Vec<_> = (0..300u32)
+            .map(|n| {
+                let (offset, len) = (n * 6151 % (1 << 20), 1 + n * 37 % 9000);
+                let found = call(1, 1, offset, len);
+                (offset, len, found, call(2, 1, n * 16, 200), call(3, 1, 0, 10), call(1, 2, 0, 10))
+            })
+            .collect();
+        for (n, (offset, len, large, small, none, stale)) in calls.into_iter().enumerate() {
+            let (reply, found) = large.await.unwrap();
+            assert_eq!(found, data[offset as usize..][..len as usize]);
+            assert_eq!(reply.crc32c, crc32c::crc32c(&found));
+            let (reply, found) = small.await.unwrap();
+            let mut expected: Vec<u8> = data[..5000].iter().skip(n * 16).take(200).copied().collect();
+            expected.resize(200, 0);
+            assert_eq!(found, expected);
+            assert_eq!(reply.crc32c, crc32c::crc32c(&found));
+            assert_eq!(code(none.await), Code::NoChunk);
+            assert_eq!(code(stale.await), Code::StaleChunk);
+        }
+    }
+    node.server.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -477,7 +578,10 @@ async fn garbage_at_the_door_disturbs_nobody() {
     assert_eq!(code(link.call(&other, Vec::new()).await), Code::WrongCluster);
     let newer = Hello { version: 9, oldest_version: 8, cluster: CLUSTER.to_vec().into() };
     assert_eq!(code(link.call(&newer, Vec::new()).await), Code::BadVersion);
-    assert_eq!(code(node.link.call(&gofs_proto::session::KeepAlive {}, Vec::new()).await), Code::BadRequest);
+    assert_eq!(
+        code(node.link.call(&gofs_proto::session::KeepAlive::default(), Vec::new()).await),
+        Code::BadRequest
+    );
     put(&node.link, &write(5, 1, 0, b"still here", vec![]), b"still here").await.unwrap();
     assert_eq!(&node.read(5, 1, 0, 10).await.unwrap()[..], b"still here");
     node.server.shutdown().await;

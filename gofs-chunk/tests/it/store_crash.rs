@@ -229,6 +229,31 @@ fn durable_blocks_survive_power_cuts_and_acknowledged_ones_kills() {
     }
 }
 
+/// A chunk that grew block by block has a file of its own, and still all its blocks in the log.
+#[test]
+fn the_file_of_a_chunk_may_lose_its_header_before_anything_is_in_it() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("disk");
+    let (chunk, version) = (ChunkId(1), ChunkVersion(1));
+    let store = Store::open(std::slice::from_ref(&dir), &options()).unwrap();
+    let blocks = options().small_blocks + 1;
+    let write = |store: &Store, block: u32| {
+        store.write(chunk, version, block * BLOCK_LEN as u32, &[7; BLOCK_LEN], WriteMode::Create, Ack::Synced)
+    };
+    for block in 0..blocks {
+        write(&store, 2 * block).unwrap();
+    }
+    drop(store);
+    let is_file = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "chunk");
+    let below = |dir: PathBuf| std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let file = below(dir.join("chunks")).flat_map(below).find(is_file).unwrap();
+    std::fs::OpenOptions::new().write(true).truncate(true).open(file).unwrap();
+    let store = Store::open(&[dir], &StoreOptions { boot: BootId(2), ..options() }).unwrap();
+    write(&store, 1).unwrap();
+    let read = store.read(chunk, version, 0, 2 * BLOCK_LEN as u32).unwrap();
+    assert!(read.iter().all(|byte| *byte == 7));
+}
+
 #[test]
 fn only_chunks_that_may_lack_writes_are_in_doubt_after_a_power_cut() {
     let root = tempfile::tempdir().unwrap();

@@ -183,3 +183,24 @@ fn a_damaged_block_is_named_counted_reported_and_healed_by_an_overwrite() {
     assert_eq!(store.read(chunk, version, 5 * 4096, 4096).unwrap(), [1; 4096]);
     assert!(!store.list()[0].corrupt);
 }
+
+#[test]
+fn a_damaged_table_is_found_though_memory_has_it_whole() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("disk");
+    let store = Store::open(std::slice::from_ref(&dir), &options()).unwrap();
+    let (chunk, version) = (ChunkId(7), ChunkVersion(1));
+    let data = bytes(&mut rng(1), 256 << 10);
+    store.write(chunk, version, 0, &data, WriteMode::Create, Ack::Cached).unwrap();
+    store.close().unwrap();
+    assert_eq!(store.read(chunk, version, 0, 4096).unwrap(), &data[..4096]);
+    let mut all = Vec::new();
+    files(&dir, &mut all);
+    let home =
+        all.iter().find(|path| path.extension().is_some_and(|e| e == "chunk")).expect("a file of its own");
+    let file = OpenOptions::new().write(true).open(home).unwrap();
+    file.write_all_at(b"!", 4096 + 99).unwrap();
+    assert_eq!(store.read(chunk, version, 0, 4096).unwrap(), &data[..4096]);
+    assert!(matches!(store.verify(chunk), Err(StoreError::Corrupt { .. })));
+    assert!(store.read(chunk, version, 0, 4096).is_err());
+}

@@ -9,6 +9,7 @@ use gofs_tree::Ino;
 
 use super::Core;
 use super::recall::drain;
+use crate::lease::Eviction;
 
 /// Between one eviction and the next.
 const EVICT_PAUSE: Duration = Duration::from_millis(20);
@@ -40,7 +41,10 @@ impl Core {
 
     async fn evict(self: &Arc<Self>) {
         let is_dirty = |ino| self.data.overlay(ino).is_some();
-        let victims = self.table.lock().evict(self.config.cache_bytes, is_dirty);
+        let Eviction { victims, again } = self.table.lock().evict(self.config.cache_bytes, is_dirty);
+        if again {
+            self.evict_wanted.store(true, Ordering::Release);
+        }
         if victims.is_empty() {
             return;
         }

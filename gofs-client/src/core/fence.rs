@@ -35,7 +35,6 @@ impl Core {
                 tracing::info!(session = session.0, "new session");
             }
             identity.validity = usable_validity(&welcome);
-            self.has_quota.store(welcome.quota_bytes != 0 || welcome.quota_inodes != 0, Ordering::Relaxed);
             identity.generation
         };
         let refused: Vec<Ino> = welcome.refused_leases.iter().copied().map(Ino).collect();
@@ -58,7 +57,7 @@ impl Core {
         Some(Connection { link, address: address.into(), generation })
     }
 
-    fn lose_data(&self, ino: Ino) {
+    pub(super) fn lose_data(&self, ino: Ino) {
         if self.data.discard(ino) {
             self.lost_files.fetch_add(1, Ordering::Relaxed);
         }
@@ -84,6 +83,8 @@ impl Core {
             identity.token = Default::default();
             identity.generation = Generation(identity.generation.0 + 1);
             self.inos.lock().clear();
+            self.chunks.lock().clear();
+            self.slices.reset();
             self.log.lock().lose_all()
         };
         tracing::error!(

@@ -7,6 +7,7 @@ use gofs_tree::{Attr, ChunkId, ChunkIndex, ChunkServerId, ChunkVersion, Edit, Fs
 
 use super::Core;
 use crate::data::{BoxFuture, ChunkLocation, FileMeta, Replica};
+use crate::slices::Room;
 
 /// Asks through the mount's session, as long as there is a mount.
 pub struct Meta(pub Weak<Core>);
@@ -17,7 +18,8 @@ impl Meta {
     }
 }
 
-fn location(wire: session::ChunkLocation) -> ChunkLocation {
+/// Where a chunk is, as a reply says it.
+pub fn location(wire: session::ChunkLocation) -> ChunkLocation {
     let replicas = wire.replicas.into_iter();
     ChunkLocation {
         index: ChunkIndex(wire.index),
@@ -62,6 +64,10 @@ impl FileMeta for Meta {
         })
     }
 
+    fn place(&self, ino: Ino, indexes: &[ChunkIndex]) -> Option<Vec<ChunkLocation>> {
+        self.core().ok()?.place(ino, indexes)
+    }
+
     fn replica_failed(
         &self,
         ino: Ino,
@@ -72,6 +78,7 @@ impl FileMeta for Meta {
     ) -> BoxFuture<'_, Result<ChunkLocation, FsError>> {
         Box::pin(async move {
             let core = self.core()?;
+            core.chunks.lock().distrust(&servers);
             core.settled(ino).await?;
             core.table.lock().may_commit(ino)?;
             let request = session::ReplicaFailed {
@@ -98,6 +105,10 @@ impl FileMeta for Meta {
                 tracing::warn!(%chunk, %server, %error, "a bad replica could not be reported");
             }
         });
+    }
+
+    fn make_room(&self, bytes: u64) -> BoxFuture<'_, Result<Room, FsError>> {
+        Box::pin(async move { self.core()?.make_room(bytes).await })
     }
 
     fn commit(&self, ino: Ino, edit: Edit) -> BoxFuture<'_, Result<Attr, FsError>> {

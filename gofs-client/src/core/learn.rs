@@ -1,5 +1,6 @@
 //! Taking replies in.
 
+use bytes::Bytes;
 use gofs_proto::convert::{ConvertError, Node};
 use gofs_proto::session;
 use gofs_tree::{Attr, Edit, EditOp, FileType, FsError, Ino, Outcome};
@@ -54,7 +55,9 @@ impl Core {
         let ino = node.attr.ino;
         // What is loaded under a lease held all along is at least as new as any reply.
         if node.attr.file_type == FileType::File && !(held && self.data.is_loaded(ino)) {
-            self.data.load(ino, Content::new(&node.attr, node.inline.clone(), node.has_chunks));
+            // A copy: what is kept of a long reply must not keep all of it.
+            let inline = Bytes::copy_from_slice(&node.inline);
+            self.data.load(ino, Content::new(&node.attr, inline, node.has_chunks));
         }
     }
 
@@ -112,9 +115,19 @@ impl Core {
         hints: EditHints,
         then: impl Fn(&Core, &mut LeaseTable, Outcome, &[Node]) -> T + Clone + Send + Sync + 'static,
     ) -> Result<T, FsError> {
-        if let Some(done) = self.edit_here(&edit, hints, &then) {
-            return done;
+        match self.edit_here(&edit, hints, &then) {
+            Some(done) => done,
+            // On the heap: what is answered from memory must not carry the state of what is not.
+            None => Box::pin(self.edit_there(edit, hints, then)).await,
         }
+    }
+
+    async fn edit_there<T: Send + 'static>(
+        self: &Arc<Self>,
+        edit: Edit,
+        hints: EditHints,
+        then: impl Fn(&Core, &mut LeaseTable, Outcome, &[Node]) -> T + Clone + Send + Sync + 'static,
+    ) -> Result<T, FsError> {
         self.all_edits_sent().await?;
         let request = session::Edits {
             first_seq: 0,

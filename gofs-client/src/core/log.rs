@@ -4,18 +4,21 @@
 //! The table, and the log after it, are locked together: an edit's place in the log is the order in which
 //! edits were applied. Who asks the servers about an inode waits first until they have its last edit.
 
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use gofs_proto::convert::{self, ConvertError, Grant, Node};
-use gofs_proto::session::{BatchReply, BatchResult, Reserve};
+use gofs_proto::session::{BatchReply, BatchResult, Placed, Reserve};
 use gofs_tree::{Attr, Edit, EditOp, FsError, Ino, NamespaceLimits, Outcome, TimeChange};
 use tokio::sync::oneshot;
 
 use super::Core;
 use super::learn::{EditHints, garbled};
 use crate::clock::BootTime;
+use crate::data::ChunkLocation;
 use crate::lease::{LeaseTable, Position, made_by};
 use crate::session::{Logged, Pace};
 
@@ -29,29 +32,38 @@ const RESERVE_AT: u64 = 2048;
 /// Inode numbers that were reserved for this session.
 #[derive(Debug, Default)]
 pub struct InoPool {
-    next: u64,
-    end: u64,
+    /// Used in the order in which they came; none is empty.
+    ranges: VecDeque<Range<u64>>,
     asking: bool,
 }
 
 impl InoPool {
     fn left(&self) -> u64 {
-        self.end - self.next
+        self.ranges.iter().map(|range| range.end - range.start).sum()
     }
 
-    fn peek(&self) -> Option<Ino> {
-        (self.left() > 0).then_some(Ino(self.next))
+    fn take(&mut self) -> Option<Ino> {
+        let range = self.ranges.front_mut()?;
+        let ino = range.next()?;
+        if range.is_empty() {
+            self.ranges.pop_front();
+        }
+        Some(Ino(ino))
     }
 
-    fn take(&mut self, ino: Ino) {
-        debug_assert_eq!(self.next, ino.0, "peeked under the same lock");
-        self.next = ino.0 + 1;
+    /// It was not used after all. The last of its range, or another was taken since: then it is given up.
+    fn put_back(&mut self, ino: Ino) {
+        if let Some(range) = self.ranges.front_mut().filter(|range| range.start == ino.0 + 1) {
+            range.start = ino.0;
+        }
     }
 
     fn add(&mut self, first: u64, count: u64) {
         self.asking = false;
-        // What is left of the range before is given up: numbers are plenty.
-        (self.next, self.end) = (first, first.saturating_add(count));
+        let range = first..first.saturating_add(count);
+        if !range.is_empty() {
+            self.ranges.push_back(range);
+        }
     }
 
     /// The numbers belong to a session that is over.
@@ -74,8 +86,19 @@ impl Core {
         if !table.is_valid(BootTime::now()) || !self.log.lock().has_room() {
             return None;
         }
+        let mut taken = None;
         match &mut edit.op {
-            EditOp::Create { ino, .. } => *ino = self.next_ino()?,
+            EditOp::Create { ino, .. } => {
+                self.keep_sliced();
+                taken = Some(self.slices.take_inode()?);
+                match self.next_ino() {
+                    Some(next) => *ino = next,
+                    None => {
+                        taken.iter().for_each(|taken| self.slices.return_inode(taken));
+                        return None;
+                    }
+                }
+            }
             EditOp::Unlink { holders, .. }
             | EditOp::Rmdir { holders, .. }
             | EditOp::Rename { holders, .. } => {
@@ -84,14 +107,24 @@ impl Core {
                 }
             }
             EditOp::SetAttr { change, .. } if change.size.is_none() => {}
-            EditOp::Link { .. } => {}
+            EditOp::Link { .. } | EditOp::SetXattr { .. } | EditOp::RemoveXattr { .. } => {}
             _ => return None,
         }
         let (outcome, changed) = match table.try_apply(&edit, limits) {
             Ok(applied) => applied,
-            // What is known here does not suffice, or makes no sense together: the servers know.
-            Err(FsError::NotCached | FsError::Stale | FsError::Io | FsError::Invalid) => return None,
-            Err(error) => return Some(Err(error)),
+            Err(error) => {
+                if let Some(taken) = &taken {
+                    self.slices.return_inode(taken);
+                }
+                if let Some(ino) = made_by(&edit) {
+                    self.inos.lock().put_back(ino);
+                }
+                return match error {
+                    // What is known here does not suffice, or makes no sense together: the servers know.
+                    FsError::NotCached | FsError::Stale | FsError::Io | FsError::Invalid => None,
+                    error => Some(Err(error)),
+                };
+            }
         };
         let moves_directory = matches!(edit.op, EditOp::Rename { .. })
             && changed
@@ -102,26 +135,30 @@ impl Core {
         if moves_directory || changed.inodes.is_empty() {
             return None;
         }
-        if let EditOp::SetAttr { ino, change } = &edit.op {
-            let mtime = change.mtime.map(|change| match change {
-                TimeChange::Now => edit.time,
-                TimeChange::To(time) => time,
-            });
-            // Bytes that are not written yet come after this edit, with the times that the file shall have.
-            if !self.data.adopt_times(*ino, mtime, edit.time) {
-                return None;
+        let times = match &edit.op {
+            EditOp::SetAttr { ino, change } => {
+                let mtime = change.mtime.map(|change| match change {
+                    TimeChange::Now => edit.time,
+                    TimeChange::To(time) => time,
+                });
+                Some((*ino, mtime))
             }
+            EditOp::SetXattr { ino, .. } | EditOp::RemoveXattr { ino, .. } => Some((*ino, None)),
+            _ => None,
+        };
+        // Bytes that are not written yet come after this edit, with the times that the file shall have.
+        if let Some((ino, mtime)) = times
+            && !self.data.adopt_times(ino, mtime, edit.time)
+        {
+            return None;
         }
         let made = made_by(&edit);
-        if let Some(ino) = made {
-            self.inos.lock().take(ino);
-        }
         let nodes = table.take_in_own(&edit, &changed);
         if let Some(node) = nodes.iter().find(|node| made == Some(node.attr.ino)) {
             self.load(false, node);
         }
         let touched: Vec<Ino> = changed.inodes.keys().copied().collect();
-        self.push(&mut table, &edit, touched, None);
+        self.push(&mut table, &edit, touched, None, None);
         let done = then(self, &mut table, outcome, &nodes);
         self.after_learning(table);
         Some(Ok(done))
@@ -133,9 +170,17 @@ impl Core {
         {
             let mut table = self.table.lock();
             table.may_commit(ino)?;
-            self.push(&mut table, edit, vec![ino], Some(waiter));
+            self.push(&mut table, edit, vec![ino], None, Some(waiter));
         }
         outcome.await.unwrap_or(Err(FsError::Io))
+    }
+
+    /// Logs that a file got a chunk of this session's. Nobody waits for it: it goes with the edit that shows its bytes,
+    /// which the servers refuse without it.
+    pub(super) fn log_chunk(&self, table: &mut LeaseTable, edit: &Edit, at: &ChunkLocation) {
+        let EditOp::AddChunk { ino, chunk, .. } = edit.op else { return };
+        let servers = at.replicas.iter().map(|replica| replica.server.0).collect();
+        self.push(table, edit, vec![ino], Some(Placed { chunk: chunk.0, servers }), None);
     }
 
     fn push(
@@ -143,12 +188,14 @@ impl Core {
         table: &mut LeaseTable,
         edit: &Edit,
         touched: Vec<Ino>,
+        placed: Option<Placed>,
         waiter: Option<oneshot::Sender<Result<Attr, FsError>>>,
     ) {
         let made = made_by(edit);
         let mut log = self.log.lock();
         let before = log.pace();
-        let logged = Logged { edit: convert::edit_to_wire(edit), touched: touched.clone(), made, waiter };
+        let edit = convert::edit_to_wire(edit);
+        let logged = Logged { edit, touched: touched.clone(), made, placed, waiter };
         let at = log.push(logged);
         let wake = log.pace() != before;
         drop(log);
@@ -158,13 +205,10 @@ impl Core {
         }
     }
 
-    /// What the namespace sets for edits that are applied here; `None` where the servers must decide: there is a
-    /// quota, or every operation is to be durable before it returns.
+    /// What the namespace sets for edits that are applied here; `None` where the servers must decide, because every
+    /// operation is to be durable before it returns.
     fn limits(&self) -> Option<NamespaceLimits> {
-        if self.config.sync || self.has_quota.load(Ordering::Relaxed) {
-            return None;
-        }
-        Some(self.limits)
+        (!self.config.sync).then_some(self.limits)
     }
 
     /// The number for the next new inode.
@@ -175,7 +219,7 @@ impl Core {
             let core = self.clone();
             self.runtime.spawn(async move { core.reserve().await });
         }
-        inos.peek()
+        inos.take()
     }
 
     async fn reserve(self: Arc<Self>) {
@@ -274,17 +318,17 @@ impl Core {
     }
 
     async fn send_batch(self: &Arc<Self>) {
-        let (generation, edits) = {
+        let (generation, batch) = {
             // Together: a new session begins with an empty log.
             let identity = self.identity.lock();
             (identity.generation, self.log.lock().begin_batch())
         };
-        if edits.is_empty() {
+        if batch.edits.is_empty() {
             return;
         }
         let core = self.clone();
         let then = move |reply: BatchReply| core.batch_answered(&reply);
-        if let Err(error) = self.session.batch(generation, edits, then).await {
+        if let Err(error) = self.session.batch(generation, batch, then).await {
             let lost = self.log.lock().end_batch();
             self.lose_edits(lost, error);
         }
@@ -294,7 +338,7 @@ impl Core {
     fn batch_answered(self: &Arc<Self>, reply: &BatchReply) -> Result<(), FsError> {
         let grants: Result<Vec<Grant>, ConvertError> = reply.grants.iter().map(Grant::try_from).collect();
         let grants = grants.map_err(|e| garbled(&e))?;
-        let mut wrong = Vec::new();
+        let (mut wrong, mut misplaced) = (Vec::new(), Vec::new());
         let mut table = self.table.lock();
         let batch = self.log.lock().end_batch();
         if reply.results.len() != batch.len() {
@@ -331,6 +375,10 @@ impl Core {
             if let Some(error) = refused {
                 tracing::error!(%error, inodes = ?edit.touched, "the servers refused a change that was made here");
                 self.lost_edits.fetch_add(1, Ordering::AcqRel);
+                if edit.placed.is_some() {
+                    // The bytes went to a chunk that the file does not have.
+                    misplaced.extend(&edit.touched);
+                }
                 wrong.extend(edit.touched);
             }
             // Made, not granted, and not removed by a later edit: somebody else has it.
@@ -340,6 +388,7 @@ impl Core {
             table.lose_made(*ino);
         }
         drop(table);
+        misplaced.into_iter().for_each(|ino| self.lose_data(ino));
         self.changed.notify_waiters();
         if !wrong.is_empty() {
             self.make_kernel_forget_all(wrong);
@@ -382,4 +431,29 @@ fn outcome(result: &BatchResult) -> Result<Option<Attr>, FsError> {
         return Err(convert::fs_error(result.fs_error).unwrap_or_else(|e| garbled(&e)));
     }
     result.attr.as_ref().map(Attr::try_from).transpose().map_err(|e| garbled(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_is_not_used_comes_back_only_into_the_range_it_is_of() {
+        let mut pool = InoPool::default();
+        assert_eq!(pool.take(), None);
+        pool.add(10, 5);
+        let (first, second) = (pool.take().unwrap(), pool.take().unwrap());
+        assert_eq!((first, second), (Ino(10), Ino(11)));
+        pool.put_back(first);
+        assert_eq!(pool.take(), Some(Ino(12)), "given up: a later one is used");
+        pool.put_back(Ino(12));
+        assert_eq!(pool.take(), Some(Ino(12)));
+        // Another range comes between taking and putting back.
+        pool.add(100, 2);
+        pool.put_back(Ino(12));
+        let rest: Vec<u64> = std::iter::from_fn(|| pool.take()).map(|ino| ino.0).collect();
+        assert_eq!(rest, [12, 13, 14, 100, 101], "none is skipped");
+        pool.put_back(Ino(101));
+        assert_eq!((pool.take(), pool.left()), (None, 0));
+    }
 }

@@ -4,6 +4,8 @@
 //! task; an acknowledgement of a recall is queued while the table is locked, so that nothing this session says
 //! later about the inode can overtake it.
 
+pub mod ahead;
+mod chunk_pool;
 mod evict;
 mod fence;
 mod file_meta;
@@ -11,13 +13,14 @@ pub mod learn;
 pub mod lease;
 mod log;
 mod recall;
+mod slices;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use gofs_proto::session::{Hello, KeepAliveReply, Lock, Welcome};
+use gofs_proto::session::{Hello, KeepAlive, Lock, Welcome};
 use gofs_proto::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
 use gofs_tree::{FsError, Ino, NamespaceId, NamespaceLimits, SessionId};
 use parking_lot::Mutex;
@@ -28,10 +31,13 @@ use crate::config::{ClientConfig, Wait};
 use crate::data::FileData;
 use crate::handle::StatFs;
 use crate::kernel::KernelCache;
+use crate::latencies::Latencies;
 use crate::lease::LeaseTable;
 use crate::locks::HeldLocks;
 use crate::session::{EditLog, Generation, Session};
+use crate::slices::Slices;
 
+pub use chunk_pool::ChunkPool;
 pub use file_meta::Meta;
 pub use lease::Hold;
 pub use log::InoPool;
@@ -81,9 +87,13 @@ pub struct Core {
     pub log: Mutex<EditLog>,
     pub log_wake: Arc<Notify>,
     pub inos: Mutex<InoPool>,
+    /// Locked after the table, where both are.
+    pub chunks: Mutex<ChunkPool>,
     /// What the namespace sets, without its quota.
     pub limits: NamespaceLimits,
-    pub has_quota: AtomicBool,
+    pub slices: Arc<Slices>,
+    /// Held by whoever asks for a slice or gives it back.
+    pub slices_asked: tokio::sync::Mutex<()>,
     /// Edits that were applied here and that the servers refused, or that went with their session.
     pub lost_edits: AtomicU64,
     /// Of these, those that an fsync of a directory has told.
@@ -91,6 +101,8 @@ pub struct Core {
     pub locks: Mutex<HeldLocks>,
     pub identity: Arc<Mutex<Identity>>,
     pub place: Place,
+    /// Requests that servers answered, by kind.
+    pub round_trips: Arc<Latencies>,
     /// The mounted directory, once it is found.
     pub root: OnceLock<Ino>,
     pub runtime: tokio::runtime::Handle,
@@ -159,12 +171,24 @@ impl Core {
         }
     }
 
+    /// What the servers are told of what is unsent, and lost.
+    pub fn keep_alive(&self) -> KeepAlive {
+        let dirty = self.data.dirty();
+        KeepAlive {
+            unsent_edits: self.log.lock().len() as u64,
+            unsent_bytes: dirty.bytes,
+            lost_edits: self.lost_edits.load(Ordering::Relaxed),
+            lost_files: self.lost_files.load(Ordering::Relaxed),
+            lost_bytes: dirty.lost_bytes,
+        }
+    }
+
     /// A keep-alive that was sent at that time was answered.
-    pub fn renewed(self: &Arc<Self>, sent: BootTime, reply: &KeepAliveReply) {
-        self.has_quota.store(reply.quota_bytes != 0 || reply.quota_inodes != 0, Ordering::Relaxed);
+    pub fn renewed(self: &Arc<Self>, sent: BootTime) {
         let until = sent.after(self.validity());
         self.table.lock().renew(until);
         self.changed.notify_waiters();
+        self.slices.hope();
         // What is left tells the write-back cache when a write must be refused at once.
         let core = self.clone();
         self.runtime.spawn(async move {
@@ -182,7 +206,8 @@ impl Core {
         if let Some(found) = check(&mut self.table.lock()) {
             return Ok(found);
         }
-        let waiting = async {
+        // On the heap, so that whoever need not wait does not carry it.
+        let waiting = Box::pin(async {
             let _waiting = self.session.waits.begin("lease");
             loop {
                 let mut changed = std::pin::pin!(self.changed.notified());
@@ -195,7 +220,7 @@ impl Core {
                 }
                 changed.await;
             }
-        };
+        });
         match self.config.wait {
             Wait::Hard => waiting.await,
             Wait::Soft(time) => {

@@ -236,7 +236,7 @@ impl Core {
     }
 
     /// Notifications can wait for requests in flight: never from the runtime's own threads.
-    pub(super) async fn in_kernel(&self, work: impl FnOnce() + Send + 'static) {
+    pub async fn in_kernel(&self, work: impl FnOnce() + Send + 'static) {
         if self.runtime.spawn_blocking(work).await.is_err() {
             tracing::error!("a notification of the kernel panicked");
         }

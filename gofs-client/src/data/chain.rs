@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use gofs_proto::chunk::{Failed, Hop, Punch, PunchReply, Write, WriteItem, WriteReply, Writer};
+use gofs_proto::chunk::{Failed, Hop, ItemDone, Punch, PunchReply, Write, WriteItem, WriteReply, Writer};
 use gofs_proto::kind::Request;
 use gofs_proto::session::failure::Code;
 use gofs_tree::{ChunkIndex, ChunkServerId, FsError};
@@ -11,12 +11,17 @@ use gofs_tree::{ChunkIndex, ChunkServerId, FsError};
 use super::FileData;
 use super::chunks::{Chunk, ChunkSpan};
 use super::file::File;
+use super::gather::Way;
 use super::links::{ChunkCallError, Trouble};
 use super::locate::READ_ONLY;
 use super::retry::Retry;
 
 /// A first hop whose connection breaks is tried so often in all: it may have been an old one.
 const FIRST_HOP_TRIES: u32 = 3;
+
+/// A write of so many bytes at most, and items, shares a frame with those of other files.
+const SMALL_WRITE_BYTES: usize = 64 << 10;
+const SMALL_WRITE_ITEMS: usize = 64;
 
 /// A request that is passed on from replica to replica.
 pub(super) trait ChainRequest: Request {
@@ -52,7 +57,6 @@ impl Item {
 pub(super) struct ChunkWrite {
     pub index: ChunkIndex,
     pub items: Vec<Item>,
-    pub sync: bool,
 }
 
 impl FileData {
@@ -75,12 +79,9 @@ impl FileData {
             .iter()
             .map(|item| item.pieces.iter().fold(0, |crc, piece| crc32c::crc32c_append(crc, piece)))
             .collect();
-        let build = |chunk: &Chunk, chain: Vec<Hop>| Write {
-            writer: self.writer(),
-            items: write
-                .items
-                .iter()
-                .zip(&checksums)
+        let items = |chunk: &Chunk| -> Vec<WriteItem> {
+            let items = write.items.iter().zip(&checksums);
+            items
                 .map(|(item, crc)| WriteItem {
                     chunk: chunk.location.chunk.0,
                     version: chunk.location.version.0,
@@ -89,19 +90,51 @@ impl FileData {
                     crc32c: *crc,
                     create: !chunk.made,
                 })
-                .collect(),
-            chain,
-            sync: write.sync,
+                .collect()
         };
-        let reply = self.on_chain(file, write.index, epoch, payload, build).await?;
-        let Some(done) = reply.done.last() else {
+        let build = |chunk: &Chunk, chain: Vec<Hop>| Write {
+            writer: self.writer(),
+            items: items(chunk),
+            chain,
+            // By Sync requests, while the edit that shows the bytes is committed.
+            sync: false,
+        };
+        let done = match self.write_with_others(file, write, &payload, items, epoch).await? {
+            Some(done) => done,
+            None => self.on_chain(file, write.index, epoch, payload, build).await?.done,
+        };
+        let Some(last) = done.last() else {
             tracing::error!(ino = %file.ino, index = write.index.0, "a chunk server's WriteReply lacks its items");
             return Err(FsError::Io);
         };
         // Writes to one chunk may be answered in any order: the largest count is the newest while nothing is punched.
-        let blocks_4k = reply.done.iter().map(|done| done.blocks_4k).max().unwrap_or(done.blocks_4k);
-        self.totals.change(file, |state| state.chunks.written(write.index, blocks_4k, write.sync));
+        let blocks_4k = done.iter().map(|done| done.blocks_4k).max().unwrap_or(last.blocks_4k);
+        self.totals.change(file, |state| state.chunks.written(write.index, blocks_4k));
         Ok(())
+    }
+
+    /// Tries a small write once, in a frame with those of other files. `None`: it was not taken, or not by all.
+    async fn write_with_others(
+        &self,
+        file: &File,
+        write: &ChunkWrite,
+        payload: &[Bytes],
+        items: impl FnOnce(&Chunk) -> Vec<WriteItem>,
+        epoch: u64,
+    ) -> Result<Option<Vec<ItemDone>>, FsError> {
+        let bytes: usize = payload.iter().map(Bytes::len).sum();
+        if bytes > SMALL_WRITE_BYTES || write.items.len() > SMALL_WRITE_ITEMS {
+            return Ok(None);
+        }
+        let Some(chunk) = self.chunk(file, write.index).await? else { return Ok(None) };
+        let session = (self.config.session)();
+        // Discarded before the session was looked at: it may be a later one.
+        let is_over = file.look(|state| state.epoch()) != epoch;
+        if is_over || chunk.location.version == READ_ONLY || chunk.location.replicas.is_empty() {
+            return Ok(None);
+        }
+        let way = Way { session, servers: chunk.chain(0) };
+        Ok(self.writes.send(way, items(&chunk), payload.to_vec()).await)
     }
 
     /// Makes bytes of a chunk zero on all current replicas.
@@ -110,7 +143,7 @@ impl FileData {
         if !chunk.made {
             // Some replicas may have the chunk and some may not: a zero makes it everywhere.
             let zero = Item { offset: span.offset.0, pieces: vec![Bytes::from_static(&[0])] };
-            let write = ChunkWrite { index: span.index, items: vec![zero], sync: false };
+            let write = ChunkWrite { index: span.index, items: vec![zero] };
             self.write_chunk(file, &write, epoch).await?;
         }
         let build = |chunk: &Chunk, chain: Vec<Hop>| Punch {

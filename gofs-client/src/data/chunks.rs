@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use gofs_tree::{ByteRange, ChunkIndex, ChunkOffset, ChunkSize, FileOffset};
 
+use super::ranges::Ranges;
 use super::{ChunkLocation, Replica};
 
 /// Chunk indexes of a file are 32 bits.
@@ -63,8 +64,8 @@ pub(super) fn spans(range: ByteRange, size: ChunkSize) -> impl Iterator<Item = C
 /// The chunks of one file.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Chunks {
-    /// Index ranges of which the server has told every chunk, disjoint and not adjacent: start to end.
-    known: BTreeMap<u64, u64>,
+    /// Indexes of which the server has told every chunk.
+    known: Ranges,
     present: BTreeMap<ChunkIndex, Chunk>,
     /// Written, but not known to be on stable storage.
     pub unsynced: BTreeSet<ChunkIndex>,
@@ -89,19 +90,16 @@ impl Chunks {
     }
 
     fn is_known(&self, index: u64) -> bool {
-        self.known.range(..=index).next_back().is_some_and(|(_, &end)| end > index)
+        self.known.end_at(index).is_some()
     }
 
     /// The first index range within `[first, end)` of which the server has to be asked.
     pub fn first_unknown(&self, first: u64, end: u64) -> Option<(u64, u64)> {
         let mut at = first;
         while at < end {
-            match self.known.range(..=at).next_back() {
-                Some((_, &known_end)) if known_end > at => at = known_end,
-                _ => {
-                    let until = self.known.range(at..end).next().map_or(end, |(&start, _)| start);
-                    return Some((at, until));
-                }
+            match self.known.end_at(at) {
+                Some(known_end) => at = known_end,
+                None => return Some((at, self.known.next(at).map_or(end, |start| start.min(end)))),
             }
         }
         None
@@ -119,20 +117,7 @@ impl Chunks {
                 }
             }
         }
-        let (mut start, mut end) = (first, end);
-        let joined: Vec<u64> = self
-            .known
-            .range(..=end)
-            .filter(|&(_, &known_end)| known_end >= start)
-            .map(|(&at, _)| at)
-            .collect();
-        for at in joined {
-            if let Some(known_end) = self.known.remove(&at) {
-                start = start.min(at);
-                end = end.max(known_end);
-            }
-        }
-        self.known.insert(start, end);
+        self.known.add(first, end);
     }
 
     /// A chunk that the server gave the file because it had none there, or one it had already.
@@ -158,21 +143,7 @@ impl Chunks {
 
     /// The chunks in `[first, end)` are asked for again before their next use. Those that are unsynced stay so.
     pub fn forget(&mut self, first: u64, end: u64) {
-        let cut: Vec<(u64, u64)> = self
-            .known
-            .range(..end)
-            .filter(|&(_, &known_end)| known_end > first)
-            .map(|(&at, &known_end)| (at, known_end))
-            .collect();
-        for (at, known_end) in cut {
-            self.known.remove(&at);
-            if at < first {
-                self.known.insert(at, first);
-            }
-            if known_end > end {
-                self.known.insert(end, known_end);
-            }
-        }
+        self.known.remove(first, end);
         let gone: Vec<ChunkIndex> =
             self.present.keys().filter(|index| (first..end).contains(&u64::from(index.0))).copied().collect();
         for index in gone {
@@ -197,8 +168,8 @@ impl Chunks {
         }
     }
 
-    /// A write was acknowledged by every replica.
-    pub fn written(&mut self, index: ChunkIndex, blocks_4k: u32, synced: bool) {
+    /// A write was acknowledged by every replica, on stable storage of none.
+    pub fn written(&mut self, index: ChunkIndex, blocks_4k: u32) {
         if let Some(chunk) = self.present.get_mut(&index) {
             chunk.made = true;
             // Writes only add blocks, and their answers overtake each other.
@@ -207,9 +178,7 @@ impl Chunks {
                 self.new_blocks.insert(index, blocks_4k);
             }
         }
-        if !synced {
-            self.unsynced.insert(index);
-        }
+        self.unsynced.insert(index);
     }
 
     /// A part of the chunk was made zero on every replica; nothing else was under way.
@@ -277,7 +246,6 @@ mod tests {
         chunks.learn(0, 4, Vec::new(), size());
         chunks.learn(6, 8, Vec::new(), size());
         assert_eq!(chunks.first_unknown(0, 8), None);
-        assert_eq!(chunks.known.len(), 1);
         assert_eq!(chunks.get(ChunkIndex(3)), Some(None));
         assert_eq!(chunks.get(ChunkIndex(9)), None);
         chunks.forget(2, 6);

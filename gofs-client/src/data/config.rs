@@ -6,6 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use gofs_tree::{ChunkSize, NamespaceId, SessionId};
 
+use crate::latencies::Latencies;
+use crate::slices::Slices;
+
 /// How the contents of files are cached and written back.
 #[derive(Clone)]
 pub struct DataConfig {
@@ -27,12 +30,16 @@ pub struct DataConfig {
     pub cache_bytes: u64,
     /// Largest readahead of one file, bytes; 0 turns it off.
     pub readahead_bytes: u64,
+    /// The session's slice of the quota: files grow within it.
+    pub slices: Arc<Slices>,
     /// How long a ChunkServer that does not answer is waited for: `None` = for ever (`hard`).
     pub soft_timeout: Option<Duration>,
+    /// Where requests that ChunkServers answered are counted, by kind.
+    pub round_trips: Arc<Latencies>,
 }
 
 impl DataConfig {
-    /// The defaults: 256 MiB dirty for at most 5 s, 256 MiB of cache, 8 MiB of readahead, hard.
+    /// The defaults: 256 MiB dirty for at most 5 s, 256 MiB of cache, 16 MiB of readahead, hard.
     pub fn new(
         namespace: NamespaceId,
         session: Arc<dyn Fn() -> SessionId + Send + Sync>,
@@ -49,8 +56,10 @@ impl DataConfig {
             dirty_bytes: 256 << 20,
             dirty_age: Duration::from_secs(5),
             cache_bytes: 256 << 20,
-            readahead_bytes: 8 << 20,
+            readahead_bytes: 16 << 20,
+            slices: Arc::default(),
             soft_timeout: None,
+            round_trips: Arc::new(Latencies::of_requests()),
         }
     }
 }

@@ -16,8 +16,10 @@ use gofs_tree::{
     MemoryStore, Mode, Name, NamespaceId, NamespaceLimits, NewNode, ROOT_INO, SessionId, Store, Timestamp,
     apply,
 };
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
+
+use crate::slices::Room;
 
 use super::{BoxFuture, ChunkLocation, Content, DataConfig, FileMeta, Replica};
 
@@ -70,6 +72,12 @@ pub struct FakeServer {
     pub read_bytes: AtomicU64,
     pub writes: AtomicU64,
     pub syncs: AtomicU64,
+    /// Answers no Write before this is taken back.
+    pub holding: AtomicBool,
+    /// So many Writes are done, and the connection ends instead of an answer.
+    pub forgetful: AtomicU64,
+    /// Chunks for which there is no room.
+    pub no_room_for: Mutex<BTreeSet<u64>>,
 }
 
 impl FakeServer {
@@ -87,7 +95,7 @@ impl FakeServer {
         if self.fenced.load(Ordering::Relaxed) {
             return Err(refusal(Code::StaleChunk, "fenced"));
         }
-        if self.full.load(Ordering::Relaxed) {
+        if self.full.load(Ordering::Relaxed) || self.no_room_for.lock().contains(&chunk) {
             let fs_error = FsError::NoSpace.code();
             return Err(Failure { fs_error, ..refusal(Code::Fs, "full") });
         }
@@ -165,10 +173,15 @@ struct Meta {
     replicas: BTreeMap<ChunkId, (ChunkVersion, Vec<ChunkServerId>)>,
     clock: i64,
     next_chunk: u64,
+    /// Calls of `place`.
+    places: u64,
+    /// What they added.
+    unsent: Vec<Edit>,
 }
 
 /// See the module.
 pub struct FakeCluster {
+    me: std::sync::Weak<FakeCluster>,
     pub servers: Vec<Arc<FakeServer>>,
     meta: Mutex<Meta>,
     /// One in so many requests breaks its connection; 0: none.
@@ -179,6 +192,9 @@ pub struct FakeCluster {
     pub refuse_commits: Mutex<Option<FsError>>,
     pub reported: Mutex<Vec<(ChunkServerId, bool)>>,
     pub map_read_only: AtomicBool,
+    /// Neither commits nor syncs are answered before one of each has been asked for.
+    pub meeting: AtomicBool,
+    pub committing: AtomicBool,
 }
 
 impl FakeCluster {
@@ -201,6 +217,9 @@ impl FakeCluster {
                 read_bytes: AtomicU64::new(0),
                 writes: AtomicU64::new(0),
                 syncs: AtomicU64::new(0),
+                holding: AtomicBool::new(false),
+                forgetful: AtomicU64::new(0),
+                no_room_for: Mutex::default(),
             }));
             listeners.push(listener);
         }
@@ -211,8 +230,10 @@ impl FakeCluster {
             chunk_size: ChunkSize::new(CHUNK_BYTES).unwrap(),
         };
         let store = MemoryStore::with_root(limits, Mode::new(0o755), 0, 0, Timestamp::default());
-        let meta = Meta { store, replicas: BTreeMap::new(), clock: 0, next_chunk: 1 };
-        let cluster = Arc::new(FakeCluster {
+        let meta =
+            Meta { store, replicas: BTreeMap::new(), clock: 0, next_chunk: 1, places: 0, unsent: Vec::new() };
+        let cluster = Arc::new_cyclic(|me| FakeCluster {
+            me: me.clone(),
             servers: fakes,
             meta: Mutex::new(meta),
             trip_one_in: AtomicU32::new(0),
@@ -222,6 +243,8 @@ impl FakeCluster {
             refuse_commits: Mutex::default(),
             reported: Mutex::default(),
             map_read_only: AtomicBool::new(false),
+            meeting: AtomicBool::new(false),
+            committing: AtomicBool::new(false),
         });
         for (listener, server) in listeners.into_iter().zip(cluster.servers.clone()) {
             let weak = Arc::downgrade(&cluster);
@@ -285,6 +308,12 @@ impl FakeCluster {
 
     pub fn server(&self, id: ChunkServerId) -> &Arc<FakeServer> {
         &self.servers[id.0 as usize - 1]
+    }
+
+    /// Which chunk of the cluster a file's chunk is.
+    pub fn chunk_id(&self, ino: Ino, index: u32) -> ChunkId {
+        let meta = self.settled().unwrap();
+        meta.store.chunk(ino, ChunkIndex(index)).unwrap().unwrap().chunk
     }
 
     /// The replicas of a file's chunk.
@@ -356,7 +385,25 @@ impl FakeCluster {
                                 result.err().map(|failure| failed(other, &failure))
                             })
                             .collect();
-                        link.reply::<Write>(id, &WriteReply { done, failed }, Vec::new());
+                        let one_less = |left: u64| left.checked_sub(1);
+                        if server
+                            .forgetful
+                            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
+                            .is_ok()
+                        {
+                            return link.close();
+                        }
+                        let reply = WriteReply { done, failed };
+                        if !server.holding.load(Ordering::Relaxed) {
+                            return link.reply::<Write>(id, &reply, Vec::new());
+                        }
+                        let (server, link) = (self.server(server.id).clone(), link.clone());
+                        tokio::spawn(async move {
+                            while server.holding.load(Ordering::Relaxed) {
+                                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                            }
+                            link.reply::<Write>(id, &reply, Vec::new());
+                        });
                     }
                 }
             }
@@ -408,7 +455,13 @@ impl FakeCluster {
                     }
                     server.sync(item.chunk);
                 }
-                link.reply::<Sync>(id, &SyncReply {}, Vec::new());
+                let (cluster, link) = (self.me.clone(), link.clone());
+                tokio::spawn(async move {
+                    if let Some(cluster) = cluster.upgrade() {
+                        cluster.meet().await;
+                    }
+                    link.reply::<Sync>(id, &SyncReply {}, Vec::new());
+                });
             }
             Extents::KIND => {
                 let extents = Extents::decode(header).unwrap();
@@ -421,6 +474,13 @@ impl FakeCluster {
                 link.reply::<Extents>(id, &ExtentsReply { extents }, Vec::new());
             }
             other => panic!("request of kind {other}"),
+        }
+    }
+
+    async fn meet(&self) {
+        let synced = || self.servers.iter().any(|server| server.syncs.load(Ordering::Relaxed) > 0);
+        while self.meeting.load(Ordering::Relaxed) && !(self.committing.load(Ordering::Relaxed) && synced()) {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
     }
 
@@ -437,9 +497,35 @@ impl FakeCluster {
                 .collect(),
         }
     }
+
+    /// A chunk with two replicas on servers that are there.
+    fn new_chunk(&self, meta: &mut Meta) -> ChunkId {
+        let chunk = ChunkId(meta.next_chunk);
+        meta.next_chunk += 1;
+        let live = self.servers.iter().filter(|server| !server.down.load(Ordering::Relaxed));
+        let mut live: Vec<ChunkServerId> = live.map(|server| server.id).collect();
+        let turn = chunk.0 as usize % live.len().max(1);
+        live.rotate_left(turn);
+        live.truncate(2);
+        meta.replicas.insert(chunk, (ChunkVersion(1), live));
+        chunk
+    }
+
+    /// What the server knows, after all that was done without it.
+    fn settled(&self) -> Result<MutexGuard<'_, Meta>, FsError> {
+        let mut meta = self.meta.lock();
+        for edit in std::mem::take(&mut meta.unsent) {
+            apply(&mut meta.store, &edit)?;
+        }
+        Ok(meta)
+    }
 }
 
 impl FileMeta for FakeCluster {
+    fn make_room(&self, _bytes: u64) -> BoxFuture<'_, Result<Room, FsError>> {
+        unreachable!("nothing is metered")
+    }
+
     fn chunk_map(
         &self,
         ino: Ino,
@@ -449,7 +535,7 @@ impl FileMeta for FakeCluster {
         Box::pin(async move {
             tokio::task::yield_now().await;
             self.maps.fetch_add(1, Ordering::Relaxed);
-            let meta = self.meta.lock();
+            let meta = self.settled()?;
             let end = u64::from(first.0) + u64::from(count);
             let found = meta.store.chunks_from(ino, first)?;
             let inside = found.into_iter().filter(|(index, _)| u64::from(index.0) < end);
@@ -468,30 +554,35 @@ impl FileMeta for FakeCluster {
     ) -> BoxFuture<'_, Result<Vec<ChunkLocation>, FsError>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
-            let mut meta = self.meta.lock();
+            let mut meta = self.settled()?;
             let mut out = Vec::new();
             for index in indexes {
                 if meta.store.chunk(ino, index)?.is_none() {
-                    let chunk = ChunkId(meta.next_chunk);
-                    meta.next_chunk += 1;
+                    let chunk = self.new_chunk(&mut meta);
                     let op = EditOp::AddChunk { ino, index, chunk };
                     apply(&mut meta.store, &Edit { time: Timestamp::default(), op })?;
-                    let mut live: Vec<ChunkServerId> = self
-                        .servers
-                        .iter()
-                        .filter(|s| !s.down.load(Ordering::Relaxed))
-                        .map(|s| s.id)
-                        .collect();
-                    let turn = chunk.0 as usize % live.len().max(1);
-                    live.rotate_left(turn);
-                    live.truncate(2);
-                    meta.replicas.insert(chunk, (ChunkVersion(1), live));
                 }
                 let chunk = meta.store.chunk(ino, index)?.ok_or(FsError::Io)?;
                 out.push(self.location(&meta, index, chunk));
             }
             Ok(out)
         })
+    }
+
+    /// Every second time out of a pool: the server hears of it with the next request.
+    fn place(&self, ino: Ino, indexes: &[ChunkIndex]) -> Option<Vec<ChunkLocation>> {
+        let mut meta = self.meta.lock();
+        meta.places += 1;
+        if meta.places.is_multiple_of(2) {
+            return None;
+        }
+        let place = |&index: &ChunkIndex| {
+            let chunk = self.new_chunk(&mut meta);
+            let op = EditOp::AddChunk { ino, index, chunk };
+            meta.unsent.push(Edit { time: Timestamp::default(), op });
+            self.location(&meta, index, ChunkRef { chunk, blocks_4k: 0 })
+        };
+        Some(indexes.iter().map(place).collect())
     }
 
     fn replica_failed(
@@ -504,7 +595,7 @@ impl FileMeta for FakeCluster {
     ) -> BoxFuture<'_, Result<ChunkLocation, FsError>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
-            let mut meta = self.meta.lock();
+            let mut meta = self.settled()?;
             let (current, replicas) = meta.replicas[&chunk].clone();
             if current == version {
                 let away = |id: &ChunkServerId| self.server(*id).down.load(Ordering::Relaxed);
@@ -536,10 +627,12 @@ impl FileMeta for FakeCluster {
     fn commit(&self, ino: Ino, edit: Edit) -> BoxFuture<'_, Result<Attr, FsError>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
+            self.committing.store(true, Ordering::Relaxed);
+            self.meet().await;
             if let Some(error) = *self.refuse_commits.lock() {
                 return Err(error);
             }
-            let mut meta = self.meta.lock();
+            let mut meta = self.settled()?;
             apply(&mut meta.store, &edit)?;
             self.commits.lock().push(edit.op);
             Ok(meta.store.inode(ino)?.ok_or(FsError::Stale)?.attr(ino))

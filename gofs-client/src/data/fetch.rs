@@ -7,7 +7,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use gofs_proto::chunk::{Extents, ExtentsReply, Read};
 use gofs_proto::kind::Request;
 use gofs_proto::session::failure::Code;
-use gofs_tree::{ByteRange, FsError};
+use gofs_tree::{ByteRange, ChunkOffset, FsError};
 
 use super::chunks::{Chunk, ChunkSpan, spans};
 use super::file::File;
@@ -17,6 +17,8 @@ use super::{FileData, Replica};
 
 /// A replica that takes longer is raced by the next one: a dead host is not noticed faster, a disk seldom slower.
 const HEDGE_AFTER: Duration = Duration::from_millis(300);
+/// Consecutive bytes that are read from one replica while all are well: long enough for its disk to read ahead.
+const REPLICA_STRIPE_BYTES: u32 = 4 << 20;
 /// Zeros to hand out without allocating.
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
@@ -99,7 +101,7 @@ impl FileData {
         let mut retry = Retry::new(self.config.soft_timeout);
         loop {
             let Some(chunk) = self.chunk(file, span.index).await? else { return Ok(None) };
-            let order = self.read_order(&chunk);
+            let order = self.read_order(&chunk, span.offset);
             // Nothing of it was ever committed, and nobody has it.
             if order.is_empty() && !chunk.made {
                 return Ok(None);
@@ -176,9 +178,10 @@ impl FileData {
         (replica, self.links.call(replica, request, Vec::new()).await)
     }
 
-    /// Replicas in the order in which they are read: spread over chunks, servers that failed a moment ago last.
-    fn read_order(&self, chunk: &Chunk) -> Vec<Replica> {
-        let mut order = chunk.chain(0);
+    /// Replicas in the order in which they are read: spread over the chunk, so that a sequential reader has all of
+    /// them work for it and each keeps its own part in memory; servers that failed a moment ago last.
+    fn read_order(&self, chunk: &Chunk, offset: ChunkOffset) -> Vec<Replica> {
+        let mut order = chunk.chain((offset.0 / REPLICA_STRIPE_BYTES) as usize);
         order.sort_by_key(|replica| self.links.is_suspect(replica));
         order
     }

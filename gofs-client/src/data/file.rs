@@ -1,8 +1,8 @@
 //! The files that are loaded, and what they weigh together.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -24,14 +24,21 @@ pub(super) struct File {
     pub ino: Ino,
     /// Held by whoever flushes or changes the size: one at a time.
     pub flight: tokio::sync::Mutex<()>,
-    /// Held while the server is asked where chunks are.
-    pub map: tokio::sync::Mutex<()>,
     /// A background flush is on its way.
     pub queued: AtomicBool,
+    chunked: OnceLock<Box<Chunked>>,
+    state: Mutex<FileState>,
+}
+
+/// What only a file needs whose chunks are used; most are small, or only looked at. Locks are taken in the order of the
+/// fields, after a file's flight and before its state.
+#[derive(Default)]
+pub(super) struct Chunked {
+    /// Held while the server is asked where chunks are.
+    pub map: tokio::sync::Mutex<()>,
     pub readahead: Mutex<Readahead>,
     /// Reads from chunks under way: where each starts, and what it brings.
     pub joins: Mutex<HashMap<FetchId, (u64, FetchResult)>>,
-    state: Mutex<FileState>,
 }
 
 impl File {
@@ -39,12 +46,14 @@ impl File {
         File {
             ino,
             flight: tokio::sync::Mutex::default(),
-            map: tokio::sync::Mutex::default(),
             queued: AtomicBool::new(false),
-            readahead: Mutex::default(),
-            joins: Mutex::default(),
+            chunked: OnceLock::new(),
             state: Mutex::new(state),
         }
+    }
+
+    pub fn chunked(&self) -> &Chunked {
+        self.chunked.get_or_init(Box::default)
     }
 
     /// Looks at the state; changes go through [`Totals::change`].

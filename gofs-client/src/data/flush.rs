@@ -1,6 +1,6 @@
 //! Write-back: dirty bytes to the chunks, then the edit that shows them.
 //!
-//! A flush of a file holds its flight lock and runs on a task of its own, so that a caller that
+//! A flush of a file holds its flight lock and does not belong to its caller, so that one that
 //! goes away does not stop it half-way. Writers go on meanwhile; what they write is the next flush's.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -12,7 +12,8 @@ use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use gofs_tree::{ByteRange, ChunkIndex, Edit, FsError, Ino};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, oneshot};
 
 use super::FileData;
 use super::chain::{ChunkWrite, Item};
@@ -20,6 +21,7 @@ use super::chunks::{ChunkSpan, spans};
 use super::extents::Run;
 use super::file::File;
 use super::state::{FileState, OutPlan, Plan, Scope};
+use crate::parked;
 
 /// Payload of one Write frame: large enough to be cheap, small enough to move along a chain of servers in a pipeline.
 const FRAME_BYTES: u32 = 2 << 20;
@@ -29,8 +31,10 @@ const FRAME_ITEMS_MAX: usize = 1024;
 const FRAMES_MAX: usize = 16;
 /// Chunks asked for in one Allocate.
 const ALLOCATE_MAX: usize = 1024;
-/// Files flushed at once: small ones cost a round trip each.
-const FILES_MAX: usize = 64;
+/// A flush of more is not begun on the caller's thread, which has other requests to read.
+const AT_ONCE_BYTES: u64 = 256 << 10;
+/// Files flushed at once: enough that small ones fill frames (see `gather`) while others' edits are committed.
+const FILES_MAX: usize = 256;
 
 impl FileData {
     /// Writes all dirty bytes and commits size and times; `durable`: on stable storage on every replica,
@@ -40,7 +44,14 @@ impl FileData {
         if file.look(|state| !(state.has_news() || durable && state.is_unsynced(true))) {
             return Ok(());
         }
-        self.on_own_task(|data| async move { data.flush_file(&file, durable).await }).await
+        let much = file.look(FileState::weight).dirty_bytes > AT_ONCE_BYTES;
+        self.on_own_task(|data| async move {
+            if much {
+                tokio::task::yield_now().await;
+            }
+            data.flush_file(&file, durable).await
+        })
+        .await
     }
 
     /// `flush` of every file; the first error after all were tried.
@@ -66,7 +77,7 @@ impl FileData {
         }
     }
 
-    /// Runs to its end even if nobody waits any more.
+    /// Begins here and runs to its end even if nobody waits any more.
     pub(super) fn on_own_task<T, F, W>(
         self: &Arc<Self>,
         work: W,
@@ -76,10 +87,15 @@ impl FileData {
         F: Future<Output = Result<T, FsError>> + Send + 'static,
         W: FnOnce(Arc<Self>) -> F,
     {
-        let task = tokio::spawn(work(self.clone()));
+        let (tell, told) = oneshot::channel();
+        let work = work(self.clone());
+        parked::begin(&Handle::current(), async move {
+            // An error: nobody waits any more.
+            let _ = tell.send(work.await);
+        });
         async move {
-            task.await.unwrap_or_else(|error| {
-                tracing::error!(%error, "a flush ended abnormally");
+            told.await.unwrap_or_else(|_| {
+                tracing::error!("a flush ended abnormally");
                 Err(FsError::Io)
             })
         }
@@ -106,29 +122,29 @@ impl FileData {
 
     /// Drops what a flush could not write.
     pub(super) fn refuse(&self, file: &File, epoch: u64, error: FsError) -> Refusal {
-        let lost_bytes = self.change_live(file, epoch, |state| state.refused(Instant::now())).unwrap_or(0);
-        self.totals.lost_bytes.fetch_add(lost_bytes, Ordering::Relaxed);
-        // What was discarded has been told, or was of a file that is no more.
-        let discarded = file.look(|state| state.epoch()) != epoch;
-        if !discarded {
-            tracing::error!(ino = %file.ino, lost_bytes, %error, "bytes of a file could not be written");
-        }
-        Refusal { error, discarded }
+        let lost_bytes = self.change_live(file, epoch, |state| state.refused(Instant::now()));
+        Refusal { error, lost_bytes }
     }
 
     async fn flush_steps(&self, file: &File, limit: u64, durable: bool, epoch: u64) -> Result<(), FsError> {
         match self.totals.change(file, |state| state.begin_flush(Scope::Below(limit))) {
             Plan::Nothing => {}
             Plan::Inline(edit) => self.commit_flush(file, edit, epoch).await?,
-            Plan::Out(plan) => self.write_out(file, &plan, durable, epoch).await?,
+            Plan::Out(plan) => self.write_out(file, &plan, epoch).await?,
         }
-        if durable {
-            self.sync_chunks(file, epoch).await?;
+        let commit = async {
+            match self.totals.change(file, FileState::begin_commit) {
+                Some(edit) => self.commit_flush(file, edit, epoch).await,
+                None => Ok(()),
+            }
+        };
+        if !durable {
+            return commit.await;
         }
-        match self.totals.change(file, FileState::begin_commit) {
-            Some(edit) => self.commit_flush(file, edit, epoch).await,
-            None => Ok(()),
-        }
+        // What the edit shows was acknowledged by every replica; that it is stable is waited for meanwhile. Both are
+        // waited for in any case: a commit that was begun ends before the next flush.
+        let (synced, committed) = tokio::join!(self.sync_chunks(file, epoch), commit);
+        synced.and(committed)
     }
 
     pub(super) async fn commit_flush(&self, file: &File, edit: Edit, epoch: u64) -> Result<(), FsError> {
@@ -150,7 +166,7 @@ impl FileData {
     }
 
     /// Brings the bytes of a plan to the chunks.
-    async fn write_out(&self, file: &File, plan: &OutPlan, durable: bool, epoch: u64) -> Result<(), FsError> {
+    async fn write_out(&self, file: &File, plan: &OutPlan, epoch: u64) -> Result<(), FsError> {
         for range in &plan.zero {
             self.zero(file, *range, epoch).await?;
         }
@@ -161,8 +177,7 @@ impl FileData {
         }
         let mut frames = VecDeque::new();
         for (index, items) in chunks {
-            let unsynced = file.look(|state| state.chunks.unsynced.contains(&index));
-            frames.extend(frames_of(index, items, durable && !unsynced));
+            frames.extend(frames_of(index, items));
         }
         let mut writes = FuturesUnordered::new();
         loop {
@@ -241,7 +256,7 @@ impl FileData {
         let Plan::Out(plan) = self.totals.change(file, |state| state.begin_flush(Scope::Early)) else {
             return false;
         };
-        match self.write_out(file, &plan, false, epoch).await {
+        match self.write_out(file, &plan, epoch).await {
             Ok(()) => true,
             Err(error) => {
                 self.refuse(file, epoch, error).report(self, file);
@@ -295,18 +310,29 @@ impl FileData {
 
 /// A flush that was refused for good.
 pub(super) struct Refusal {
-    pub error: FsError,
-    /// The session ended meanwhile: that is reported already.
-    discarded: bool,
+    error: FsError,
+    /// What was dropped; `None`: the state was discarded meanwhile, which has been told, or the file is no more.
+    lost_bytes: Option<u64>,
 }
 
 impl Refusal {
-    /// Makes it the file's sticky error.
+    /// Counts what is lost and makes it the file's sticky error.
     pub fn report(self, data: &FileData, file: &File) -> FsError {
-        if !self.discarded {
-            data.errors.set(file.ino, self.error);
+        let Refusal { error, lost_bytes } = self;
+        if let Some(lost_bytes) = lost_bytes {
+            data.totals.lost_bytes.fetch_add(lost_bytes, Ordering::Relaxed);
+            data.errors.set(file.ino, error);
+            tracing::error!(ino = %file.ino, lost_bytes, %error, "bytes of a file could not be written");
         }
-        self.error
+        error
+    }
+
+    /// The same, where the last `own` bytes are of a write that waits to be told, so that nothing of them is lost.
+    pub fn report_others(self, own: u64, data: &FileData, file: &File) -> FsError {
+        match self.lost_bytes {
+            Some(lost) if lost > own => Refusal { lost_bytes: Some(lost - own), ..self }.report(data, file),
+            _ => self.error,
+        }
     }
 }
 
@@ -331,8 +357,8 @@ fn take_front(pieces: &mut VecDeque<Bytes>, mut len: u32) -> Vec<Bytes> {
     taken
 }
 
-/// The items of one chunk in frames. `sync`: they are to be durable, and nothing else of the chunk is unsynced.
-fn frames_of(index: ChunkIndex, items: Vec<Item>, sync: bool) -> Vec<ChunkWrite> {
+/// The items of one chunk in frames.
+fn frames_of(index: ChunkIndex, items: Vec<Item>) -> Vec<ChunkWrite> {
     let mut frames: Vec<ChunkWrite> = Vec::new();
     let mut room = 0;
     for item in items {
@@ -341,7 +367,7 @@ fn frames_of(index: ChunkIndex, items: Vec<Item>, sync: bool) -> Vec<ChunkWrite>
         let mut pieces = VecDeque::from(item.pieces);
         while left > 0 {
             if room == 0 || frames.last().is_none_or(|frame| frame.items.len() >= FRAME_ITEMS_MAX) {
-                frames.push(ChunkWrite { index, items: Vec::new(), sync: false });
+                frames.push(ChunkWrite { index, items: Vec::new() });
                 room = FRAME_BYTES;
             }
             let len = left.min(room);
@@ -352,10 +378,6 @@ fn frames_of(index: ChunkIndex, items: Vec<Item>, sync: bool) -> Vec<ChunkWrite>
             left -= len;
             room -= len;
         }
-    }
-    // Many frames are synced by one Sync at the end, not each on its own.
-    if let [only] = &mut frames[..] {
-        only.sync = sync;
     }
     frames
 }

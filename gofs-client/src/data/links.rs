@@ -16,6 +16,7 @@ use gofs_proto::{CallError, Link, LinkHandler, OLDEST_PROTOCOL_VERSION, PROTOCOL
 use parking_lot::Mutex;
 
 use super::Replica;
+use crate::latencies::Latencies;
 
 /// How long connecting and the handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -50,6 +51,7 @@ pub(super) enum Trouble {
 pub(super) struct ChunkLinks {
     cluster: Bytes,
     peers: DashMap<Replica, Arc<Peer>>,
+    round_trips: Arc<Latencies>,
 }
 
 #[derive(Default)]
@@ -77,9 +79,9 @@ impl LinkHandler for NoRequests {
 }
 
 impl ChunkLinks {
-    /// `cluster`: see [`super::DataConfig::cluster`].
-    pub fn new(cluster: Bytes) -> Self {
-        ChunkLinks { cluster, peers: DashMap::new() }
+    /// `cluster`, `round_trips`: see [`super::DataConfig`].
+    pub fn new(cluster: Bytes, round_trips: Arc<Latencies>) -> Self {
+        ChunkLinks { cluster, peers: DashMap::new(), round_trips }
     }
 
     fn peer(&self, replica: &Replica) -> Arc<Peer> {
@@ -103,28 +105,47 @@ impl ChunkLinks {
         request: &R,
         payload: Vec<Bytes>,
     ) -> Result<(R::Reply, Bytes), ChunkCallError> {
+        let ready = self.ready(replica).await?;
+        let answer = ready.send(request, payload);
+        self.answer::<R>(ready, answer).await
+    }
+
+    /// Waits until the server takes a request.
+    pub async fn ready<'a>(&self, replica: &'a Replica) -> Result<Ready<'a>, ChunkCallError> {
         let peer = self.peer(replica);
         let link = self.link(&peer, replica).await?;
-        let exchange = async {
-            link.ready().await;
-            link.call(request, payload).await
+        let ready = Ready { peer, replica, link };
+        match tokio::time::timeout(CALL_TIMEOUT, ready.link.ready()).await {
+            Ok(()) => Ok(ready),
+            Err(_) => Err(ready.silent("takes no requests")),
+        }
+    }
+
+    /// Waits for the answer to what was sent by [`Ready::send`].
+    pub async fn answer<R: Request>(
+        &self,
+        ready: Ready<'_>,
+        answer: impl Future<Output = Result<(R::Reply, Bytes), CallError>>,
+    ) -> Result<(R::Reply, Bytes), ChunkCallError> {
+        let sent = Instant::now();
+        let Ok(answer) = tokio::time::timeout(CALL_TIMEOUT, answer).await else {
+            return Err(
+                ready.silent(&format!("no answer to {} within {CALL_TIMEOUT:?}", kind::name(R::KIND)))
+            );
         };
-        let failed = match tokio::time::timeout(CALL_TIMEOUT, exchange).await {
-            Ok(Ok(reply)) => {
-                *peer.failed_at.lock() = None;
-                return Ok(reply);
+        if matches!(answer, Ok(_) | Err(CallError::Refused(_))) {
+            self.round_trips.record(R::KIND.into(), sent.elapsed());
+        }
+        match answer {
+            Ok(reply) => {
+                *ready.peer.failed_at.lock() = None;
+                Ok(reply)
             }
-            Ok(Err(CallError::Refused(failure))) => {
-                return Err(ChunkCallError::Refused { address: replica.address.clone(), failure });
+            Err(CallError::Refused(failure)) => {
+                Err(ChunkCallError::Refused { address: ready.replica.address.clone(), failure })
             }
-            Ok(Err(error)) => (error.to_string(), Trouble::Broken),
-            Err(_) => {
-                (format!("no answer to {} within {CALL_TIMEOUT:?}", kind::name(R::KIND)), Trouble::Silent)
-            }
-        };
-        // A link that lost one answer may have lost others: nobody should wait for those.
-        link.close();
-        Err(peer.failed(replica, failed))
+            Err(error) => Err(ready.failed(error.to_string(), Trouble::Broken)),
+        }
     }
 
     async fn link(&self, peer: &Peer, replica: &Replica) -> Result<Arc<Link>, ChunkCallError> {
@@ -179,6 +200,34 @@ impl ChunkLinks {
         };
         link.close();
         Err((problem, Trouble::Broken))
+    }
+}
+
+/// A connection that takes a request now.
+pub(super) struct Ready<'a> {
+    peer: Arc<Peer>,
+    replica: &'a Replica,
+    link: Arc<Link>,
+}
+
+impl Ready<'_> {
+    /// Sends a request at once; for [`ChunkLinks::answer`].
+    pub fn send<R: Request>(
+        &self,
+        request: &R,
+        payload: Vec<Bytes>,
+    ) -> impl Future<Output = Result<(R::Reply, Bytes), CallError>> + Send + use<R> {
+        self.link.call(request, payload)
+    }
+
+    fn silent(&self, why: &str) -> ChunkCallError {
+        self.failed(why.to_owned(), Trouble::Silent)
+    }
+
+    fn failed(&self, why: String, trouble: Trouble) -> ChunkCallError {
+        // A link that lost one answer may have lost others: nobody should wait for those.
+        self.link.close();
+        self.peer.failed(self.replica, (why, trouble))
     }
 }
 

@@ -17,7 +17,7 @@ impl FileData {
     /// Asks the server for whatever is not known of the chunks in `[first, end)`.
     pub(super) async fn learn(&self, file: &File, first: u64, end: u64) -> Result<(), FsError> {
         while file.look(|state| state.chunks.first_unknown(first, end)).is_some() {
-            let _asking = file.map.lock().await;
+            let _asking = file.chunked().map.lock().await;
             self.learn_page(file, first, end).await?;
         }
         Ok(())
@@ -41,7 +41,7 @@ impl FileData {
                 return Ok(known);
             }
             let at = u64::from(index.0);
-            let _asking = file.map.lock().await;
+            let _asking = file.chunked().map.lock().await;
             if file.look(|state| state.chunks.get(index).is_none()) {
                 self.learn_page(file, at, (at + WINDOW).min(INDEX_END)).await?;
             }
@@ -50,7 +50,7 @@ impl FileData {
 
     /// Asks again where a chunk is, unless that was done since `seen` was looked up.
     pub(super) async fn relocate(&self, file: &File, seen: &ChunkLocation) -> Result<(), FsError> {
-        let _asking = file.map.lock().await;
+        let _asking = file.chunked().map.lock().await;
         if self.has_moved(file, seen) {
             return Ok(());
         }
@@ -69,7 +69,7 @@ impl FileData {
     /// Asks for a location that can be written to: one that was told for reading has version 0, or was
     /// overtaken. Unless that was done since `seen` was looked up. Needs the Write lease.
     pub(super) async fn relocate_to_write(&self, file: &File, seen: &ChunkLocation) -> Result<(), FsError> {
-        let _asking = file.map.lock().await;
+        let _asking = file.chunked().map.lock().await;
         if self.has_moved(file, seen) {
             return Ok(());
         }
@@ -105,7 +105,7 @@ impl FileData {
         seen: &ChunkLocation,
         servers: Vec<ChunkServerId>,
     ) -> Result<(), FsError> {
-        let _asking = file.map.lock().await;
+        let _asking = file.chunked().map.lock().await;
         if self.has_moved(file, seen) {
             return Ok(());
         }
@@ -127,25 +127,48 @@ impl FileData {
         for index in indexes {
             self.chunk(file, *index).await?;
         }
-        let _asking = file.map.lock().await;
+        let _asking = file.chunked().map.lock().await;
         let missing: Vec<ChunkIndex> = file.look(|state| {
             indexes.iter().copied().filter(|index| state.chunks.get(*index).flatten().is_none()).collect()
         });
         if missing.is_empty() {
             return Ok(());
         }
-        let made = self.meta.allocate(file.ino, missing.clone()).await?;
-        if let Some(index) =
-            missing.iter().find(|index| made.iter().all(|location| location.index != **index))
-        {
-            tracing::error!(ino = %file.ino, index = index.0, "the MetaServer allocated no chunk where one was asked for");
-            return Err(FsError::Io);
-        }
+        let made = match self.meta.place(file.ino, &missing) {
+            Some(made) => made,
+            None => self.ask_for_chunks(file, &missing).await?,
+        };
         self.totals.change(file, |state| {
             for location in made {
                 state.chunks.allocated(location, self.config.chunk_size);
             }
         });
         Ok(())
+    }
+
+    async fn ask_for_chunks(
+        &self,
+        file: &File,
+        missing: &[ChunkIndex],
+    ) -> Result<Vec<ChunkLocation>, FsError> {
+        let made = match self.meta.allocate(file.ino, missing.to_vec()).await {
+            Ok(made) => made,
+            Err(error) => {
+                // The server may have made them all the same: it is asked before they are made again.
+                self.totals.change(file, |state| {
+                    for index in missing {
+                        state.chunks.forget(index.0.into(), u64::from(index.0) + 1);
+                    }
+                });
+                return Err(error);
+            }
+        };
+        if let Some(index) =
+            missing.iter().find(|index| made.iter().all(|location| location.index != **index))
+        {
+            tracing::error!(ino = %file.ino, index = index.0, "the MetaServer allocated no chunk where one was asked for");
+            return Err(FsError::Io);
+        }
+        Ok(made)
     }
 }

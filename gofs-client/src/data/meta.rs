@@ -7,6 +7,8 @@ use std::pin::Pin;
 use bytes::Bytes;
 use gofs_tree::{Attr, ChunkId, ChunkIndex, ChunkServerId, ChunkVersion, Edit, FsError, Ino, Timestamp};
 
+use crate::slices::Room;
+
 /// A future behind a pointer, so that a trait object can return it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -28,6 +30,10 @@ pub trait FileMeta: Send + Sync + 'static {
         indexes: Vec<ChunkIndex>,
     ) -> BoxFuture<'_, Result<Vec<ChunkLocation>, FsError>>;
 
+    /// Chunks for these indexes, where the server is known to have none, out of those that were reserved: the server hears
+    /// of them before, or together with, the next edit of the file that is committed. `None`: it must be asked.
+    fn place(&self, ino: Ino, indexes: &[ChunkIndex]) -> Option<Vec<ChunkLocation>>;
+
     /// `servers` did not take a write to the chunk at `version`: the location without them.
     fn replica_failed(
         &self,
@@ -40,6 +46,9 @@ pub trait FileMeta: Send + Sync + 'static {
 
     /// A read found bad bytes (`corrupt`) or no chunk on a server. Returns at once.
     fn bad_replica(&self, chunk: ChunkId, server: ChunkServerId, corrupt: bool);
+
+    /// Leave for files to grow by so many bytes, where the slice of the quota does not suffice.
+    fn make_room(&self, bytes: u64) -> BoxFuture<'_, Result<Room, FsError>>;
 
     /// Commits an edit of the file (`WriteInline`, `Extend`, `Punch`, `Allocate`, `SetAttr`) with
     /// the time that it carries, and returns the attributes after it.

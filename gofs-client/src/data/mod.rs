@@ -6,7 +6,8 @@
 //! cannot be written is reported once to every open handle and counted, never lost silently.
 //! A crash of this process loses what was not flushed, and nothing else.
 //!
-//! `state`, `extents`, `chunks` and `readahead` decide and are sync; the rest does the I/O.
+//! `state`, `extents`, `chunks` and `readahead` decide and are sync; the rest does the I/O. `gather` lets small requests of many
+//! files share frames.
 
 mod chain;
 mod chunks;
@@ -16,9 +17,11 @@ mod extents;
 mod fetch;
 mod file;
 mod flush;
+mod gather;
 mod links;
 mod locate;
 mod meta;
+mod ranges;
 mod read;
 mod readahead;
 mod resize;
@@ -31,6 +34,8 @@ mod write;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
+mod gather_tests;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
@@ -38,10 +43,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
+use gofs_proto::chunk::{Sync, Write};
 use gofs_tree::{FsError, Ino};
 use tokio::sync::{Notify, Semaphore};
 
 use file::{File, Totals};
+use gather::{Gather, PATIENCE};
 use state::{FileState, Geometry};
 
 pub use config::DataConfig;
@@ -71,7 +78,9 @@ pub struct DirtyStats {
 pub struct FileData {
     config: DataConfig,
     meta: Arc<dyn FileMeta>,
-    links: links::ChunkLinks,
+    links: Arc<links::ChunkLinks>,
+    writes: Gather<Write>,
+    syncs: Gather<Sync>,
     files: DashMap<Ino, Arc<File>>,
     totals: Totals,
     errors: errors::StickyErrors,
@@ -87,8 +96,11 @@ impl FileData {
     pub fn new(config: DataConfig, meta: Arc<dyn FileMeta>) -> Arc<Self> {
         let period = WRITE_BACK_PERIOD.min(config.dirty_age / 4).max(Duration::from_millis(1));
         let kick = Arc::new(Notify::new());
+        let links = Arc::new(links::ChunkLinks::new(config.cluster.clone(), config.round_trips.clone()));
         let data = Arc::new(FileData {
-            links: links::ChunkLinks::new(config.cluster.clone()),
+            writes: Gather::new(links.clone(), config.namespace, config.session.clone(), PATIENCE),
+            syncs: Gather::new(links.clone(), config.namespace, config.session.clone(), PATIENCE),
+            links,
             config,
             meta,
             files: DashMap::new(),
@@ -127,6 +139,16 @@ impl FileData {
                 self.files.entry(ino).or_insert_with(|| Arc::new(File::new(ino, state)));
             }
         }
+    }
+
+    /// Chunk 0 of a file whose bytes are all in it came with its attributes. What is known here already stays.
+    pub fn learn_only_chunk(&self, ino: Ino, location: ChunkLocation) {
+        let Some(file) = self.file(ino) else { return };
+        self.totals.change(&file, |state| {
+            if !state.has_news() && state.chunks.first_unknown(0, 1).is_some() {
+                state.chunks.learn(0, 1, vec![location], self.config.chunk_size);
+            }
+        });
     }
 
     /// Whether `load` was called since the lease was last lost.

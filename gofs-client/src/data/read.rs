@@ -15,6 +15,8 @@ use super::{Content, FileData};
 
 /// One request to a ChunkServer asks for at most this, and for nothing on both sides of a multiple of it, bytes.
 const PIECE_BYTES: u64 = 1 << 20;
+/// A random read of at most this is not cached, bytes.
+const ALONE_BYTES: u64 = 64 << 10;
 /// Reads ahead that may be under way at once, over all files: a bound on memory, `PIECE_BYTES` each.
 const AHEAD_MAX: u64 = 64;
 /// A read joined others' reads that came to nothing so often before it does its own.
@@ -55,7 +57,7 @@ impl Fetching {
 
 impl Drop for Fetching {
     fn drop(&mut self) {
-        self.file.joins.lock().remove(&self.id);
+        self.file.chunked().joins.lock().remove(&self.id);
         if self.cached {
             self.data.totals.change(&self.file, |state| state.end_fetch(self.id, None));
         }
@@ -66,9 +68,27 @@ impl FileData {
     /// `len` bytes from `offset`, fewer only at the end of the file. `NotCached` where nothing is loaded.
     pub async fn read(self: &Arc<Self>, ino: Ino, offset: u64, len: u32) -> Result<Vec<Bytes>, FsError> {
         let file = self.file(ino).ok_or(FsError::NotCached)?;
-        let bytes = self.read_file(&file, offset, u64::from(len)).await?;
+        let bytes = match self.alone(&file, offset, u64::from(len)) {
+            // On the heap: what is answered from memory must not carry the state of what is not.
+            Some(range) => vec![Box::pin(self.fetch(&file, range)).await?],
+            None => self.read_file(&file, offset, u64::from(len)).await?,
+        };
         self.read_ahead(&file, offset, u64::from(len));
         Ok(bytes)
+    }
+
+    /// What a random reader wants, if it is one request to one ChunkServer: nobody else is likely to want it, and whoever
+    /// asked keeps it (the kernel does), so others cannot join and it is not cached here.
+    fn alone(&self, file: &File, offset: u64, len: u64) -> Option<ByteRange> {
+        let end = offset.checked_add(len)?;
+        let one_piece = len <= ALONE_BYTES && self.pieces(ByteRange { start: offset, end }).count() == 1;
+        if !one_piece || !file.chunked().readahead.lock().is_random(offset) {
+            return None;
+        }
+        match file.look(|state| state.plan_read(offset, len))[..] {
+            [ReadPiece::Fetch(range)] => Some(range),
+            _ => None,
+        }
     }
 
     /// As `read`, of a file on which no lease is held: nothing is cached.
@@ -109,7 +129,7 @@ impl FileData {
                 ReadPiece::Zeros(len) => parts.push(Part::Zeros(len)),
                 ReadPiece::Join(id, range) if join => {
                     // Between plan and now it may have ended, with its bytes in the cache or without.
-                    let joined = file.joins.lock().get(&id).cloned();
+                    let joined = file.chunked().joins.lock().get(&id).cloned();
                     parts.push(match joined {
                         Some((start, result)) => Part::Joined(result, range, start),
                         None => Part::Lost,
@@ -127,7 +147,7 @@ impl FileData {
 
     fn begin(self: &Arc<Self>, file: &Arc<File>, range: ByteRange) -> Fetching {
         let (tell, result) = watch::channel(None);
-        let mut joins = file.joins.lock();
+        let mut joins = file.chunked().joins.lock();
         let id = self.totals.change(file, |state| state.begin_fetch(range));
         joins.insert(id, (range.start, result));
         drop(joins);
@@ -191,7 +211,7 @@ impl FileData {
         if max == 0 || !in_chunks || range.is_empty() {
             return;
         }
-        let Some(ahead) = file.readahead.lock().on_read(range, size, max) else { return };
+        let Some(ahead) = file.chunked().readahead.lock().on_read(range, size, max) else { return };
         let plan = file.look(|state| state.plan_read(ahead.start, ahead.len()));
         let missing = plan.into_iter().filter_map(|piece| match piece {
             ReadPiece::Fetch(range) => Some(range),

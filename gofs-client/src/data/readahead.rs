@@ -3,7 +3,7 @@
 use gofs_tree::ByteRange;
 
 /// The first readahead, bytes.
-const FIRST_BYTES: u64 = 512 << 10;
+const FIRST_BYTES: u64 = 1 << 20;
 /// Requests of a sequential reader may overtake each other by so much, bytes.
 const DISORDER_BYTES: u64 = 2 << 20;
 
@@ -18,12 +18,19 @@ pub(super) struct Readahead {
 }
 
 impl Readahead {
+    fn is_near(&self, start: u64) -> bool {
+        start <= self.expected && self.expected - start <= DISORDER_BYTES
+            || start > self.expected && start - self.expected <= DISORDER_BYTES && self.window > 0
+    }
+
+    /// Whether a read from here goes on with none before it, nor begins at the start of the file.
+    pub fn is_random(&self, start: u64) -> bool {
+        !self.is_near(start)
+    }
+
     /// A read came; returns what to fetch beyond it. `max`: the largest window, bytes.
     pub fn on_read(&mut self, range: ByteRange, file_size: u64, max: u64) -> Option<ByteRange> {
-        let near = range.start <= self.expected && self.expected - range.start <= DISORDER_BYTES
-            || range.start > self.expected
-                && range.start - self.expected <= DISORDER_BYTES
-                && self.window > 0;
+        let near = self.is_near(range.start);
         // One read at the start of a file may be all: the second shows the direction.
         let sequential = near && (self.expected > 0 || self.window > 0);
         if !sequential {
@@ -56,7 +63,9 @@ mod tests {
     #[test]
     fn a_sequential_reader_stays_behind_a_growing_window() {
         let mut ahead = Readahead::default();
+        assert!(!ahead.is_random(0));
         assert_eq!(read(&mut ahead, 0, 128 << 10), None);
+        assert!(!ahead.is_random(128 << 10));
         let mut asked = 0;
         for at in 1..800u64 {
             if let Some(range) = read(&mut ahead, at * (128 << 10), 128 << 10) {
@@ -72,6 +81,7 @@ mod tests {
     fn a_random_reader_reads_nothing_ahead() {
         let mut ahead = Readahead::default();
         for at in [900 << 20, 5 << 20, 500 << 20, 40 << 20, 700 << 20] {
+            assert!(ahead.is_random(at));
             assert_eq!(read(&mut ahead, at, 4096), None);
         }
     }

@@ -22,7 +22,14 @@ impl FileData {
         now: Timestamp,
     ) -> Result<Attr, FsError> {
         let file = self.file(ino).ok_or(FsError::NotCached)?;
-        self.on_own_task(move |data| async move { data.set_attr_of(&file, change, now).await }).await
+        let grows = change.size.map_or(0, |size| size.saturating_sub(file.look(FileState::size)));
+        let room = self.room_for(grows).await?;
+        self.on_own_task(move |data| async move {
+            let done = data.set_attr_of(&file, change, now).await;
+            drop(room);
+            done
+        })
+        .await
     }
 
     /// Other attributes than the size change by an edit of their own, at `ctime`, maybe `mtime` with them: bytes that are
@@ -47,7 +54,7 @@ impl FileData {
             self.expose(file, new, epoch).await?;
         }
         // Nobody may learn of chunks that are about to go.
-        let _asking = file.map.lock().await;
+        let _asking = file.chunked().map.lock().await;
         let before = file.look(FileState::server_size);
         let edit = Edit { time: now, op: EditOp::SetAttr { ino: file.ino, change } };
         let attr = self.meta.commit(file.ino, edit).await?;
@@ -68,7 +75,13 @@ impl FileData {
     /// fallocate without KEEP_SIZE: the file is at least `end` bytes long afterwards. Needs Write.
     pub async fn allocate(self: &Arc<Self>, ino: Ino, end: u64, now: Timestamp) -> Result<Attr, FsError> {
         let file = self.file(ino).ok_or(FsError::NotCached)?;
-        self.on_own_task(move |data| async move { data.allocate_of(&file, end, now).await }).await
+        let room = self.room_for(end.saturating_sub(file.look(FileState::size))).await?;
+        self.on_own_task(move |data| async move {
+            let done = data.allocate_of(&file, end, now).await;
+            drop(room);
+            done
+        })
+        .await
     }
 
     async fn allocate_of(&self, file: &File, end: u64, now: Timestamp) -> Result<Attr, FsError> {
@@ -116,7 +129,7 @@ impl FileData {
                 return Err(self.refuse(file, epoch, error).report(self, file));
             }
         }
-        let _asking = file.map.lock().await;
+        let _asking = file.chunked().map.lock().await;
         let op = EditOp::Punch { ino: file.ino, start: range.start, end: range.end };
         let attr = self.meta.commit(file.ino, Edit { time: now, op }).await?;
         self.change_live(file, epoch, |state| state.punched(inside, &attr)).map(|()| attr).ok_or(FsError::Io)

@@ -9,12 +9,15 @@ use gofs_tree::{ChunkIndex, FsError};
 
 use super::chunks::Chunk;
 use super::file::File;
+use super::gather::Way;
 use super::links::{ChunkCallError, Trouble};
 use super::retry::Retry;
 use super::{FileData, Replica};
 
 /// Chunks in one Sync request: a server works through them one after the other.
 const SYNC_ITEMS_MAX: usize = 1024;
+/// Of a file with no more chunks than this the Sync is sent together with those of others.
+const SHARED_ITEMS_MAX: usize = 16;
 /// A replica whose connection breaks is tried so often before it is left out.
 const REPLICA_TRIES: u32 = 3;
 
@@ -121,10 +124,16 @@ impl FileData {
         replica: &Replica,
         batch: &[&'a Chunk],
     ) -> Result<(), (Vec<&'a Chunk>, ChunkCallError)> {
-        let items = batch
+        let items: Vec<SyncItem> = batch
             .iter()
             .map(|chunk| SyncItem { chunk: chunk.location.chunk.0, version: chunk.location.version.0 })
             .collect();
+        if items.len() <= SHARED_ITEMS_MAX {
+            let way = Way { session: (self.config.session)(), servers: vec![replica.clone()] };
+            if self.syncs.send(way, items.clone(), Vec::new()).await.is_some() {
+                return Ok(());
+            }
+        }
         match self.links.call(replica, &Sync { items }, Vec::new()).await {
             Ok(_) => Ok(()),
             Err(ChunkCallError::Refused { .. }) if batch.len() > 1 => {

@@ -224,6 +224,52 @@ async fn fsync_covers_bytes_that_were_flushed_before() {
 }
 
 #[tokio::test]
+async fn fsync_waits_for_disks_and_for_the_size_at_the_same_time() {
+    let mount = Mount::new(|_| {}).await;
+    mount.cluster.meeting.store(true, Ordering::Relaxed);
+    mount.write(0, &pattern(10_000, 1)).await;
+    let synced = mount.data.flush(INO, true);
+    tokio::time::timeout(Duration::from_secs(20), synced)
+        .await
+        .expect("neither waits for the other")
+        .unwrap();
+    mount.cluster.replicas(INO, 0).iter().for_each(|server| server.lose_power());
+    mount.reload().await;
+    assert_eq!(mount.read(0, 10_000).await, pattern(10_000, 1));
+}
+
+#[tokio::test]
+async fn a_commit_that_is_refused_during_a_sync_is_told_and_takes_the_size_back() {
+    let mount = Mount::new(|_| {}).await;
+    mount.cluster.meeting.store(true, Ordering::Relaxed);
+    mount.write(0, &pattern(10_000, 1)).await;
+    *mount.cluster.refuse_commits.lock() = Some(FsError::QuotaExceeded);
+    assert_eq!(mount.data.flush(INO, true).await, Err(FsError::QuotaExceeded));
+    assert_eq!(mount.read(0, 100).await, b"");
+}
+
+#[tokio::test]
+async fn what_a_random_reader_asks_for_is_all_that_is_read_and_not_kept() {
+    let mount = Mount::new(|_| {}).await;
+    let bytes = pattern(6 << 20, 1);
+    mount.write(0, &bytes).await;
+    mount.reload().await;
+    for at in [5 << 20, 1 << 20, 4_000_000, 100] {
+        assert_eq!(mount.read(at, 4096).await, &bytes[at as usize..][..4096]);
+    }
+    let sum =
+        |of: fn(&super::fake::FakeServer) -> u64| mount.cluster.servers.iter().map(|s| of(s)).sum::<u64>();
+    assert_eq!(sum(|server| server.read_bytes.load(Ordering::Relaxed)), 4 * 4096);
+    assert_eq!(mount.data.dirty().cached_bytes, 0);
+    // What was written here and is not out yet is read all the same.
+    mount.write(3_000_000, b"new").await;
+    assert_eq!(
+        mount.read(2_999_999, 5).await,
+        [&bytes[2_999_999..3_000_000], b"new", &bytes[3_000_003..][..1]].concat()
+    );
+}
+
+#[tokio::test]
 async fn fsync_leaves_out_a_replica_that_died() {
     let mount = Mount::new(|_| {}).await;
     mount.write(0, &pattern(50_000, 1)).await;
@@ -292,8 +338,9 @@ async fn with_little_space_left_the_error_comes_from_the_write() {
         }
     };
     assert_eq!((error, written), (FsError::QuotaExceeded, 90_000));
-    // It was told.
+    // It was told, and nothing that was taken is lost.
     assert_eq!(mount.data.take_error(INO, &cursor), Ok(()));
+    assert_eq!(mount.data.dirty().lost_bytes, 0);
     mount.reload().await;
     assert_eq!(
         mount.read(0, 200_000).await,

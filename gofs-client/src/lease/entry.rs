@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use gofs_tree::{Attr, Ino, LeaseEpoch, LeaseMode, XattrName};
+use gofs_tree::{Attr, FileType, Ino, LeaseEpoch, LeaseMode, XattrName};
 
 use super::Uses;
 use super::edits::Position;
@@ -12,8 +12,11 @@ use super::names::Directory;
 use super::recall::Phase;
 use crate::clock::BootTime;
 
-/// Bytes that an inode's entry takes by itself, roughly: for the budget.
-const ENTRY_BYTES: u64 = 320;
+/// Bytes that an inode takes by itself, roughly, for the budget: its entry, its file's state, its place in their tables
+/// and in the one of the kernel's look-ups, and what an allocator adds.
+const ENTRY_BYTES: u64 = 1200;
+/// What a directory takes besides its names.
+const DIRECTORY_BYTES: u64 = 160;
 
 /// A lease that is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,8 @@ pub(super) struct Entry {
     /// Operations that need the lease until they end.
     pub holds: u32,
     pub opens: u32,
+    /// Open handles of the directory for which the kernel keeps listings.
+    pub listers: u32,
     /// When a name of it was last told to the kernel, which may be about to open it.
     pub looked_up: Option<BootTime>,
     /// The server is being told that it is closed.
@@ -54,6 +59,8 @@ pub(super) struct Entry {
     pub pending: u32,
     pub edited: Position,
     pub last_used: u64,
+    /// Its place in the table's clock, while it has a lease.
+    pub clocked: u64,
     pub cached: Cached,
     /// Of `cached`, as counted in the table's budget.
     pub counted_bytes: u64,
@@ -66,16 +73,18 @@ pub(super) struct Cached {
     pub has_xattrs: bool,
     pub target: Option<Bytes>,
     pub xattrs: Option<BTreeMap<XattrName, Bytes>>,
-    pub directory: Option<Directory>,
+    pub directory: Option<Box<Directory>>,
 }
 
 impl Cached {
-    fn bytes(&self) -> u64 {
+    fn bytes(&self, inline_max: u32) -> u64 {
+        let is_inline = |attr: &&Attr| attr.file_type == FileType::File && attr.size <= u64::from(inline_max);
+        let inline = self.attr.as_ref().filter(is_inline).map_or(0, |attr| attr.size);
         let target = self.target.as_ref().map_or(0, Bytes::len) as u64;
         let xattrs =
             self.xattrs.iter().flatten().map(|(name, value)| 64 + name.as_bytes().len() + value.len());
-        let names = self.directory.as_ref().map_or(0, Directory::bytes);
-        target + xattrs.sum::<usize>() as u64 + names
+        let names = self.directory.as_ref().map_or(0, |directory| DIRECTORY_BYTES + directory.bytes());
+        inline + target + xattrs.sum::<usize>() as u64 + names
     }
 }
 
@@ -93,13 +102,28 @@ impl Entry {
             && self.pending == 0
     }
 
-    pub fn bytes(&self) -> u64 {
-        ENTRY_BYTES + self.cached.bytes()
+    /// Whether that is its place in the clock.
+    pub fn is_clocked(&self, at: u64) -> bool {
+        self.clocked == at && self.lease.is_some()
+    }
+
+    /// Bytes that it takes, with those of a small file.
+    pub fn bytes(&self, inline_max: u32) -> u64 {
+        ENTRY_BYTES + self.cached.bytes(inline_max)
     }
 
     /// Everything cached goes; the lease stays what it is.
     pub fn forget(&mut self) {
         self.cached = Cached::default();
+    }
+
+    /// A recall, or an eviction, of the whole lease begins: the replies in flight, which it waits for.
+    pub fn begin_recall(&mut self) -> Vec<Arc<Uses>> {
+        self.recall = Some(Phase::Drain);
+        if let Some(directory) = &mut self.cached.directory {
+            directory.telling = None;
+        }
+        self.split_uses()
     }
 
     /// Splits off the replies in flight, so that later ones are counted apart: those to be waited for.

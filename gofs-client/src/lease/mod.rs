@@ -8,6 +8,7 @@
 mod edits;
 mod entry;
 mod evict;
+mod listings;
 mod names;
 mod opens;
 mod pages;
@@ -15,14 +16,18 @@ mod recall;
 mod store;
 mod table;
 mod uses;
+mod walk;
 
 pub use edits::{Position, made_by};
+pub use evict::Eviction;
+pub use listings::KernelListing;
 pub use names::Listing;
 pub use opens::{Closing, Holding, LINGER, Opening};
 pub use pages::PAGE_BYTES;
 pub use recall::{ReadEnd, ReadStart, Recalled, Taken};
 pub use table::{LeaseTable, NameAnswer, Permit};
 pub use uses::{UseGuard, Uses};
+pub use walk::{Ahead, PageRequest, WalkRequest, Wanted};
 
 #[cfg(test)]
 mod tests;

@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 
 use gofs_tree::{DirEntry, Ino, Name};
 
+use super::listings::Telling;
+use super::walk::Fetched;
+
 /// Bytes that a name takes beside its own, roughly.
-const NAME_BYTES: u64 = 72;
+const NAME_BYTES: u64 = 96;
 
 /// What is known of one name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +36,10 @@ pub(super) struct Directory {
     name_bytes: u64,
     listing: Option<Listing>,
     listings: u64,
+    /// As long as nothing is recalled, once the kernel was told to keep a listing.
+    pub telling: Option<Telling>,
     pub parent: Option<Ino>,
+    pub fetched: Fetched,
 }
 
 impl Directory {
@@ -46,6 +52,16 @@ impl Directory {
         self.name_bytes
     }
 
+    /// Whether a name that is not known does not exist.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Whether this is the listing that will make it complete.
+    pub fn is_current(&self, listing: Listing) -> bool {
+        self.listing == Some(listing)
+    }
+
     pub fn get(&self, name: &Name) -> Known {
         match self.names.get(name) {
             Some(known) => *known,
@@ -55,6 +71,9 @@ impl Directory {
     }
 
     pub fn set(&mut self, name: &Name, known: Known) {
+        if known == Known::Unknown {
+            self.telling = None;
+        }
         let implied = match known {
             Known::Entry(_) => false,
             Known::Absent => self.complete,
@@ -75,8 +94,13 @@ impl Directory {
         self.unknown -= usize::from(old == Some(Known::Unknown));
     }
 
-    /// A new listing begins: the token that its pages carry.
+    /// A new listing begins: the token that its pages carry. It tells what became of names that were recalled before.
     pub fn begin_listing(&mut self) -> Listing {
+        if self.unknown > 0 {
+            self.complete = false;
+            self.drop_names(Known::Unknown);
+            self.unknown = 0;
+        }
         self.listings += 1;
         let listing = Listing(self.listings);
         self.listing = Some(listing);
@@ -89,24 +113,35 @@ impl Directory {
             self.listing = None;
             self.complete = true;
             // What was known to be absent is now implied.
-            let mut freed = 0;
-            self.names.retain(|name, known| {
-                let keep = *known != Known::Absent;
-                freed += if keep { 0 } else { NAME_BYTES + name.as_bytes().len() as u64 };
-                keep
-            });
-            self.name_bytes -= freed;
+            self.drop_names(Known::Absent);
         }
+    }
+
+    /// Those of which only this is known.
+    fn drop_names(&mut self, dropped: Known) {
+        let mut freed = 0;
+        self.names.retain(|name, known| {
+            let keep = *known != dropped;
+            freed += if keep { 0 } else { NAME_BYTES + name.as_bytes().len() as u64 };
+            keep
+        });
+        self.name_bytes -= freed;
     }
 
     /// A page came without permission to keep it: the listing cannot make the directory complete.
     pub fn break_listing(&mut self) {
         self.listing = None;
+        self.telling = None;
+    }
+
+    /// Whether every entry is known.
+    pub fn is_whole(&self) -> bool {
+        self.complete && self.unknown == 0
     }
 
     /// Every entry, or `None` where not all are known.
     pub fn all(&self) -> Option<impl Iterator<Item = (&Name, DirEntry)>> {
-        (self.complete && self.unknown == 0).then(|| {
+        self.is_whole().then(|| {
             self.names.iter().filter_map(|(name, known)| match known {
                 Known::Entry(entry) => Some((name, *entry)),
                 Known::Absent | Known::Unknown => None,

@@ -99,8 +99,7 @@ impl LeaseTable {
             return Recalled::Acknowledge { open };
         }
         if names.is_empty() {
-            entry.recall = Some(Phase::Drain);
-            return Recalled::Begun(Taken { mode: lease.mode, uses: entry.split_uses() });
+            return Recalled::Begun(Taken { mode: lease.mode, uses: entry.begin_recall() });
         }
         for name in names {
             entry.directory().set(name, Known::Unknown);

@@ -1,6 +1,6 @@
 //! Grants, and answers from what is cached under them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +10,7 @@ use gofs_tree::{Attr, DirEntry, FileType, Ino, LeaseMode, Name, XattrName};
 use super::entry::{Entry, Lease};
 use super::names::{Directory, Known, Listing};
 use super::uses::UseGuard;
+use super::walk::Walk;
 use crate::clock::BootTime;
 
 /// How long the kernel may keep an answer, and what a recall has to wait for.
@@ -35,19 +36,30 @@ pub enum NameAnswer {
 /// All leases of the mount.
 #[derive(Debug, Default)]
 pub struct LeaseTable {
-    pub(super) inodes: HashMap<Ino, Entry>,
+    /// On the heap each: a table that grows must not move, nor have room for, whole entries.
+    pub(super) inodes: HashMap<Ino, Box<Entry>>,
     pub(super) valid_until: BootTime,
     /// Bytes of all entries.
     pub(super) bytes: u64,
+    inline_max: u32,
     pub(super) leases: usize,
     pub(super) open_count: usize,
     /// Given back, but the server has not said that it knows: a grant that arrives now was
     /// made before. With the number of messages that say so.
     pub(super) releasing: HashMap<Ino, u32>,
-    tick: u64,
+    pub(super) walk: Walk,
+    /// Leases in the order in which they may be given back, with the tick at which each took its place; an entry with
+    /// another tick has another place.
+    pub(super) clock: VecDeque<(Ino, u64)>,
+    pub(super) tick: u64,
 }
 
 impl LeaseTable {
+    /// Knows nothing. Files of up to `inline_max` bytes have them with their inode.
+    pub fn new(inline_max: u32) -> Self {
+        LeaseTable { inline_max, ..LeaseTable::default() }
+    }
+
     // ---- the session ----------------------------------------------------------------
 
     /// The session was renewed: what is cached may be used until then. Never moves backwards.
@@ -100,6 +112,7 @@ impl LeaseTable {
             entry.forget();
         }
         self.releasing.clear();
+        self.walk = Walk::default();
         self.leases = 0;
         self.expire();
         self.inodes.retain(|_, entry| !entry.is_idle());
@@ -109,7 +122,7 @@ impl LeaseTable {
     fn recount(&mut self) {
         self.bytes = 0;
         for entry in self.inodes.values_mut() {
-            entry.counted_bytes = entry.bytes();
+            entry.counted_bytes = entry.bytes(self.inline_max);
             self.bytes += entry.counted_bytes;
         }
     }
@@ -137,7 +150,7 @@ impl LeaseTable {
             self.inodes.remove(&ino);
             return;
         }
-        let bytes = entry.bytes();
+        let bytes = entry.bytes(self.inline_max);
         self.bytes = self.bytes - entry.counted_bytes + bytes;
         entry.counted_bytes = bytes;
     }
@@ -167,10 +180,13 @@ impl LeaseTable {
             }
             None => {
                 entry.lease = Some(Lease { mode: grant.mode, epoch: grant.epoch });
+                entry.clocked = self.tick;
+                self.clock.push_back((grant.ino, self.tick));
                 self.leases += 1;
                 entry.recall.is_none()
             }
         };
+        self.tidy_clock();
         self.settle(grant.ino);
         usable
     }
@@ -183,14 +199,14 @@ impl LeaseTable {
             return false;
         }
         // What was changed here since is newer than any reply.
-        let known = |entry: &&mut Entry| entry.pending == 0 || entry.cached.attr.is_none();
+        let known = |entry: &&mut Box<Entry>| entry.pending == 0 || entry.cached.attr.is_none();
         if let Some(entry) = self.inodes.get_mut(&ino).filter(known) {
             entry.cached.has_xattrs = node.has_xattrs;
             if !node.has_xattrs {
                 entry.cached.xattrs = None;
             }
             if node.attr.file_type == FileType::Symlink {
-                entry.cached.target = Some(node.inline.clone());
+                entry.cached.target = Some(Bytes::copy_from_slice(&node.inline));
             }
             entry.cached.attr = Some(node.attr.clone());
         }
@@ -250,7 +266,7 @@ impl LeaseTable {
     pub fn learn_new_directory(&mut self, ino: Ino, parent: Ino) {
         if let Some(dir) = self.inodes.get_mut(&ino).filter(|dir| dir.lease.is_some() && dir.recall.is_none())
         {
-            dir.cached.directory = Some(Directory::new_empty(parent));
+            dir.cached.directory = Some(Box::new(Directory::new_empty(parent)));
         }
         self.settle(ino);
     }
@@ -294,6 +310,9 @@ impl LeaseTable {
             directory.listed(listing, end);
         }
         self.settle(ino);
+        if end {
+            self.expand_walk(ino);
+        }
         listing
     }
 
@@ -309,7 +328,7 @@ impl LeaseTable {
     // ---- answers --------------------------------------------------------------------
 
     /// The inode, where answers about it may come from here.
-    fn usable(&mut self, ino: Ino, now: BootTime) -> Option<&mut Entry> {
+    pub(super) fn usable(&mut self, ino: Ino, now: BootTime) -> Option<&mut Entry> {
         if !self.is_valid(now) {
             return None;
         }
@@ -353,12 +372,23 @@ impl LeaseTable {
     pub fn lookup(&mut self, parent: Ino, name: &Name, now: BootTime) -> NameAnswer {
         let ttl = self.validity(now);
         let Some(dir) = self.usable(parent, now) else { return NameAnswer::Unknown };
-        let entry = match dir.cached.directory.as_ref().map_or(Known::Unknown, |d| d.get(name)) {
-            Known::Unknown => return NameAnswer::Unknown,
-            Known::Absent => return NameAnswer::Absent(Permit { ttl, guard: dir.uses.enter() }),
+        let directory = dir.directory();
+        let known = directory.get(name);
+        let fetched = &mut directory.fetched;
+        fetched.lookups = fetched.lookups.saturating_add(1);
+        let unseen = fetched.unseen.is_some();
+        let uses = dir.uses.clone();
+        if unseen {
+            self.walk.seen = Some(parent);
+        }
+        let entry = match known {
+            Known::Unknown => {
+                self.walk.missed = Some(parent);
+                return NameAnswer::Unknown;
+            }
+            Known::Absent => return NameAnswer::Absent(Permit { ttl, guard: uses.enter() }),
             Known::Entry(entry) => entry,
         };
-        let uses = dir.uses.clone();
         match self.attr(entry.ino, now) {
             Some((attr, permit)) => {
                 NameAnswer::Found(attr, Permit { ttl, guard: permit.guard.and(uses.enter()) })
@@ -413,6 +443,10 @@ impl LeaseTable {
     pub fn list(&mut self, ino: Ino, now: BootTime) -> Option<(Ino, Vec<(Name, DirEntry)>)> {
         let directory = self.usable(ino, now)?.cached.directory.as_ref()?;
         let parent = directory.parent?;
-        Some((parent, directory.all()?.map(|(name, entry)| (name.clone(), entry)).collect()))
+        let all = directory.all()?.map(|(name, entry)| (name.clone(), entry)).collect();
+        if directory.fetched.unseen.is_some() {
+            self.walk.seen = Some(ino);
+        }
+        Some((parent, all))
     }
 }

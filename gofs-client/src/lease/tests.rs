@@ -6,6 +6,7 @@ use bytes::Bytes;
 use gofs_proto::convert::{Grant, Node};
 use gofs_tree::{Attr, DirEntry, FileType, Ino, LeaseEpoch, LeaseMode, Mode, Name, Timestamp};
 
+use super::evict::Victim;
 use super::recall::Phase;
 use super::*;
 use crate::clock::BootTime;
@@ -24,6 +25,10 @@ fn name(text: &str) -> Name {
 
 fn node(ino: Ino, mode: Option<LeaseMode>, epoch: u64) -> Node {
     let file_type = if ino == DIR { FileType::Directory } else { FileType::File };
+    typed_node(ino, file_type, mode, epoch)
+}
+
+pub(super) fn typed_node(ino: Ino, file_type: FileType, mode: Option<LeaseMode>, epoch: u64) -> Node {
     let time = Timestamp::new(1, 0);
     let attr = Attr {
         ino,
@@ -378,6 +383,13 @@ fn a_listing_tells_what_is_absent_only_if_nothing_came_between() {
     assert!(table.list(DIR, at(1)).is_none());
     assert!(matches!(table.lookup(DIR, &name("aa"), at(1)), NameAnswer::Unknown));
     assert!(matches!(table.lookup(DIR, &name("zzz"), at(1)), NameAnswer::Absent(_)));
+
+    // The next listing tells what became of it.
+    let listing = table.learn_page(DIR, DIR, std::iter::empty(), true, None, false, true);
+    assert!(matches!(table.lookup(DIR, &name("aa"), at(1)), NameAnswer::Unknown));
+    table.learn_page(DIR, DIR, std::iter::empty(), false, listing, true, true);
+    assert!(table.list(DIR, at(1)).is_some());
+    assert!(matches!(table.lookup(DIR, &name("aa"), at(1)), NameAnswer::Absent(_)));
 }
 
 #[test]
@@ -424,7 +436,7 @@ fn the_cache_keeps_to_its_budget_and_spares_what_is_open_dirty_or_recent() {
     let (_, bytes) = table.size();
     table.open(Ino(100), at(1));
     let budget = bytes / 2;
-    let victims = table.evict(budget, |ino| ino == Ino(101));
+    let victims = table.evict(budget, |ino| ino == Ino(101)).victims;
     let inos: Vec<Ino> = victims.iter().map(|victim| victim.ino).collect();
     assert!(!inos.contains(&Ino(100)) && !inos.contains(&Ino(101)) && !inos.contains(&Ino(199)));
     assert_eq!(inos.first(), Some(&Ino(102)));
@@ -440,9 +452,49 @@ fn the_cache_keeps_to_its_budget_and_spares_what_is_open_dirty_or_recent() {
 }
 
 #[test]
+fn what_was_used_since_it_came_goes_after_what_was_not() {
+    let mut table = LeaseTable::default();
+    table.renew(at(20));
+    for ino in 100..200 {
+        table.learn(&node(Ino(ino), Some(LeaseMode::Read), ino));
+    }
+    let used = |table: &mut LeaseTable| {
+        for ino in (100..200).step_by(2) {
+            table.attr(Ino(ino), at(1)).unwrap();
+        }
+    };
+    used(&mut table);
+    let (_, bytes) = table.size();
+    let eviction = table.evict(bytes * 3 / 4, |_| false);
+    assert!(eviction.victims.iter().all(|victim| victim.ino.0 % 2 == 1) && !eviction.again);
+    let end = |table: &mut LeaseTable, victims: &[Victim]| {
+        for victim in victims {
+            table.begin_invalidation(victim.ino, true);
+            assert!(table.end_eviction(victim.ino, |_| false));
+        }
+    };
+    end(&mut table, &eviction.victims);
+    // Where all were used, the first look passes them over and says so.
+    used(&mut table);
+    (101..200).step_by(2).for_each(|ino| drop(table.attr(Ino(ino), at(1))));
+    let eviction = table.evict(bytes / 4, |_| false);
+    assert!(eviction.victims.is_empty() && eviction.again);
+    let eviction = table.evict(bytes / 4, |_| false);
+    assert!(!eviction.victims.is_empty() && !eviction.again);
+    end(&mut table, &eviction.victims);
+    assert!(!table.is_over(bytes / 4));
+    // Leases that come and go leave nothing behind.
+    for epoch in 0..100_000 {
+        table.learn(&node(FILE, Some(LeaseMode::Read), 1000 + epoch));
+        table.lose(FILE);
+    }
+    assert!(table.clock.len() < 20_000);
+}
+
+#[test]
 fn a_victim_that_is_used_meanwhile_stays() {
     let mut table = table();
-    let victims = table.evict(0, |_| false);
+    let victims = table.evict(0, |_| false).victims;
     assert_eq!(victims.iter().map(|victim| victim.ino).collect::<Vec<_>>(), [FILE], "the root always stays");
     table.open(FILE, at(1));
     assert!(!table.end_eviction(FILE, |_| false));

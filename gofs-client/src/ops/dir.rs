@@ -2,25 +2,30 @@
 
 use std::sync::{Arc, Weak};
 
-use gofs_proto::convert::{self, ConvertError, Grant, Node};
-use gofs_proto::session::ReadDir;
 use gofs_tree::{DirEntry, FileType, FsError, Ino, Name};
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 
 use crate::cached::Cached;
 use crate::client::Client;
 use crate::clock::BootTime;
 use crate::core::Core;
-use crate::core::learn::{cached, garbled, overlaid};
+use crate::core::ahead::Page;
+use crate::core::learn::{cached, overlaid};
 use crate::handle::{DirHandle, DirItem};
-use crate::lease::{Closing, LINGER, Listing, NameAnswer};
+use crate::lease::{Closing, KernelListing, LINGER, Listing, NameAnswer, Wanted};
 
 /// Entries asked for at once: without and with attributes, which may bring a small file's bytes each.
 const PAGE_ENTRIES: (u32, u32) = (4096, 512);
 
+fn page_entries(plus: bool) -> u32 {
+    if plus { PAGE_ENTRIES.1 } else { PAGE_ENTRIES.0 }
+}
+
 /// An open directory.
 pub(crate) struct OpenDir {
     pub ino: Ino,
+    pub kernel_listing: KernelListing,
     listed: Mutex<Listed>,
     core: Weak<Core>,
 }
@@ -32,6 +37,8 @@ struct Listed {
     /// Nothing follows.
     end: bool,
     listing: Option<Listing>,
+    /// The next page, on its way before it is needed.
+    ahead: Option<JoinHandle<Result<Page, FsError>>>,
 }
 
 struct Item {
@@ -54,6 +61,7 @@ impl std::fmt::Debug for OpenDir {
 impl Drop for OpenDir {
     fn drop(&mut self) {
         if let Some(core) = self.core.upgrade() {
+            core.table.lock().close_listing(self.ino, self.kernel_listing);
             core.close(self.ino);
         }
     }
@@ -101,28 +109,21 @@ impl Listed {
             .extend(entries.into_iter().map(|(name, entry)| Item { name: ItemName::Name(name), entry }));
     }
 
-    fn last_name(&self) -> &[u8] {
-        match self.items.last() {
-            Some(Item { name: ItemName::Name(name), .. }) => name.as_bytes(),
-            _ => b"",
+    fn last_name(&self) -> Option<Name> {
+        match &self.items.last()?.name {
+            ItemName::Name(name) => Some(name.clone()),
+            ItemName::Dot | ItemName::DotDot => None,
         }
     }
-}
-
-/// A page as the server sent it.
-struct Page {
-    parent: Ino,
-    entries: Vec<(Name, DirEntry)>,
-    end: bool,
-    listing: Option<Listing>,
 }
 
 impl Client {
     /// Opens a directory for [`Client::readdir`].
     pub async fn opendir(&self, ino: Ino) -> Result<DirHandle, FsError> {
         self.count_open(ino).await?;
+        let kernel_listing = self.core.table.lock().open_listing(ino, BootTime::now());
         let core = Arc::downgrade(&self.core);
-        Ok(DirHandle(Arc::new(OpenDir { ino, listed: Mutex::default(), core })))
+        Ok(DirHandle(Arc::new(OpenDir { ino, kernel_listing, listed: Mutex::default(), core })))
     }
 
     /// At most `max` entries from `index` on; none = the end. Index 0 makes the listing anew. With `plus` attributes
@@ -138,8 +139,7 @@ impl Client {
         let mut listed = dir.0.listed.lock().await;
         if index == 0 {
             *listed = Listed::default();
-            let known = self.core.table.lock().list(ino, BootTime::now());
-            if let Some((parent, entries)) = known {
+            if let Some((parent, entries)) = self.known_entries(ino).await {
                 listed.begin(ino, self.above(ino, parent));
                 listed.extend(entries);
                 listed.end = true;
@@ -147,7 +147,7 @@ impl Client {
         }
         let index = usize::try_from(index).map_err(|_| FsError::Invalid)?;
         while listed.items.len() <= index && !listed.end {
-            let page = self.page(ino, &listed, plus).await?;
+            let page = self.next_page(ino, &mut listed, plus).await?;
             if listed.items.is_empty() {
                 listed.begin(ino, self.above(ino, page.parent));
             }
@@ -158,9 +158,57 @@ impl Client {
             listed.extend(page.entries);
             listed.end = page.end;
             listed.listing = page.listing;
+            if !listed.end {
+                let (core, after) = (self.core.clone(), listed.last_name().map(|name| (name, page.listing)));
+                let ahead = async move { core.page(ino, after, page_entries(plus), plus).await };
+                listed.ahead = Some(self.core.runtime.spawn(ahead));
+            }
+        }
+        if listed.items.len() <= index {
+            self.end_listing(dir).await;
         }
         let items = listed.items.iter().enumerate().skip(index).take(max);
         Ok(items.map(|(at, item)| self.item(ino, at, item, plus)).collect())
+    }
+
+    /// Before the kernel hears of the end and takes its copy of the listing for whole.
+    async fn end_listing(&self, dir: &DirHandle) {
+        let (ino, kernel_listing) = (dir.ino(), dir.kernel_listing());
+        if self.core.table.lock().is_copy_old(ino, kernel_listing, BootTime::now()) {
+            let kernel = self.core.kernel.clone();
+            self.core.in_kernel(move || kernel.invalidate_inode(ino)).await;
+        }
+    }
+
+    /// Every entry of the directory and the directory above it, where they are known or about to be.
+    async fn known_entries(&self, ino: Ino) -> Option<(Ino, Vec<(Name, DirEntry)>)> {
+        let wanted = {
+            let mut table = self.core.table.lock();
+            let known = table.list(ino, BootTime::now());
+            if known.is_some() {
+                let ahead = table.ahead(BootTime::now());
+                drop(table);
+                self.core.ask_ahead(ahead);
+                return known;
+            }
+            table.want_entries(ino, BootTime::now())
+        };
+        match wanted {
+            Wanted::Pages => return None,
+            Wanted::Wait => {
+                self.core.wait_for(|table| (!table.is_asked(ino)).then_some(())).await.ok()?;
+            }
+            Wanted::Walk(request) => self.core.walk(request).await,
+        }
+        self.core.table.lock().list(ino, BootTime::now())
+    }
+
+    async fn next_page(&self, ino: Ino, listed: &mut Listed, plus: bool) -> Result<Page, FsError> {
+        if let Some(ahead) = listed.ahead.take() {
+            return ahead.await.unwrap_or(Err(FsError::Io));
+        }
+        let after = listed.last_name().map(|name| (name, listed.listing));
+        self.core.page(ino, after, page_entries(plus), plus).await
     }
 
     /// Nothing is above the mounted directory.
@@ -190,46 +238,5 @@ impl Client {
             }
             _ => None,
         }
-    }
-
-    async fn page(&self, ino: Ino, listed: &Listed, plus: bool) -> Result<Page, FsError> {
-        self.core.settled(ino).await?;
-        let after = listed.last_name();
-        let (first, listing) = (after.is_empty(), listed.listing);
-        let request = ReadDir {
-            ino: ino.0,
-            after: after.to_vec().into(),
-            max_entries: if plus { PAGE_ENTRIES.1 } else { PAGE_ENTRIES.0 },
-            plus,
-        };
-        let core = self.core.clone();
-        self.core
-            .session
-            .call(request, move |reply| {
-                let parse = || -> Result<_, ConvertError> {
-                    let mut entries = Vec::with_capacity(reply.items.len());
-                    let mut nodes = Vec::new();
-                    for item in &reply.items {
-                        let file_type = convert::file_type(item.file_type)?;
-                        let entry = DirEntry { ino: convert::ino(item.ino)?, file_type };
-                        entries.push((convert::name(&item.name)?, entry));
-                        nodes.extend(item.node.as_ref().map(Node::try_from).transpose()?);
-                    }
-                    nodes.extend(reply.node.as_ref().map(Node::try_from).transpose()?);
-                    let dir = reply.dir.as_ref().map(Grant::try_from).transpose()?;
-                    Ok((entries, nodes, dir, convert::ino(reply.parent).unwrap_or(ino)))
-                };
-                let (entries, nodes, dir, parent) = parse().map_err(|e| garbled(&e))?;
-                let mut table = core.table.lock();
-                let granted = dir.is_some_and(|grant| table.grant(grant));
-                for node in &nodes {
-                    core.take_in(&mut table, node);
-                }
-                let names = entries.iter().cloned();
-                let listing = table.learn_page(ino, parent, names, first, listing, reply.end, granted);
-                core.after_learning(table);
-                Ok(Page { parent, entries, end: reply.end, listing })
-            })
-            .await
     }
 }

@@ -50,7 +50,12 @@ impl Client {
         let mut table = core.table.lock();
         // Before the attributes, so that what is newer here cannot have been committed and cleared in between.
         let local = table.entry(parent, name, now).and_then(|entry| core.data.overlay(entry.ino));
-        match table.lookup(parent, name, now) {
+        let answer = table.lookup(parent, name, now);
+        let ahead = table.ahead(now);
+        if ahead.is_some() {
+            core.ask_ahead(ahead);
+        }
+        match answer {
             NameAnswer::Found(attr, permit) => {
                 if attr.file_type != FileType::Directory {
                     table.looked_up(attr.ino, now);

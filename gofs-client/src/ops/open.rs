@@ -45,7 +45,7 @@ impl Client {
         self.count_open(ino).await?;
         let handle = self.handle(ino, flags);
         if flags.truncate {
-            self.setattr(ino, AttrChange { size: Some(0), ..AttrChange::default() }).await?;
+            Box::pin(self.setattr(ino, AttrChange { size: Some(0), ..AttrChange::default() })).await?;
         }
         Ok(handle)
     }

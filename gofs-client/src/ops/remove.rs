@@ -92,7 +92,7 @@ impl Client {
         };
         let known = match entry {
             Some(entry) => Some(entry.ino),
-            None if unsure => self.lookup(parent, name).await?.value.map(|attr| attr.ino),
+            None if unsure => Box::pin(self.lookup(parent, name)).await?.value.map(|attr| attr.ino),
             None => None,
         };
         let mut table = core.table.lock();

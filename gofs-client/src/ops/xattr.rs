@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use gofs_proto::convert::{self, ConvertError, Grant};
 use gofs_proto::session::Xattrs;
-use gofs_tree::{EditOp, FsError, Ino, XattrName, XattrSetMode};
+use gofs_tree::{Edit, EditOp, FsError, Ino, XattrName, XattrSetMode};
 
 use crate::cached::Cached;
 use crate::client::Client;
-use crate::clock::BootTime;
+use crate::clock::{BootTime, wall_time};
 use crate::core::learn::{EditHints, cached, garbled};
 
 type All = BTreeMap<XattrName, Bytes>;
@@ -43,7 +43,12 @@ impl Client {
     }
 
     async fn change(&self, ino: Ino, op: EditOp) -> Result<(), FsError> {
-        self.core.edit(op, EditHints::default(), move |_, table, _, _| table.forget_xattrs(ino)).await
+        let edit = Edit { time: wall_time(), op };
+        // What was changed here is known.
+        if let Some(done) = self.core.edit_here(&edit, EditHints::default(), |_, _, _, _| ()) {
+            return done;
+        }
+        self.core.edit_at(edit, EditHints::default(), move |_, table, _, _| table.forget_xattrs(ino)).await
     }
 
     async fn look<T: Send + 'static>(

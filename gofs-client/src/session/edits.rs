@@ -35,9 +35,13 @@ pub struct Number {
 }
 
 impl EditNumbers {
-    /// The first of `count` numbers in a row. Numbers start again with each session.
-    pub fn begin(&self, generation: Generation, count: u64) -> Number {
+    /// The first of `count` numbers in a row. Numbers start again with each session; `None` where a later one has
+    /// begun: this one's edits are lost, and must not take the later one's numbers back to the start.
+    pub fn begin(&self, generation: Generation, count: u64) -> Option<Number> {
         let mut inner = self.inner.lock();
+        if inner.generation > Some(generation) {
+            return None;
+        }
         if inner.generation != Some(generation) {
             *inner = Inner { generation: Some(generation), ..Inner::default() };
         }
@@ -46,7 +50,7 @@ impl EditNumbers {
         let last = EditSeq(inner.last.0 + count);
         inner.last = last;
         inner.unanswered.extend((seq.0..=last.0).map(EditSeq));
-        Number { seq, answered }
+        Some(Number { seq, answered })
     }
 
     /// The outcomes of `count` edits from `seq` on are known, or lost with their session.
@@ -99,22 +103,31 @@ mod tests {
     fn answered_stops_before_the_oldest_open_edit() {
         let numbers = EditNumbers::default();
         let first = Generation(1);
-        let a = numbers.begin(first, 1);
-        let b = numbers.begin(first, 1);
+        let a = numbers.begin(first, 1).unwrap();
+        let b = numbers.begin(first, 1).unwrap();
         assert_eq!((a.seq, a.answered, b.seq, b.answered), (EditSeq(1), EditSeq(0), EditSeq(2), EditSeq(0)));
         numbers.end(first, b.seq, 1);
-        assert_eq!(numbers.begin(first, 1).answered, EditSeq(0));
+        assert_eq!(numbers.begin(first, 1).unwrap().answered, EditSeq(0));
         numbers.end(first, a.seq, 1);
-        assert_eq!(numbers.begin(first, 1).answered, EditSeq(2));
+        assert_eq!(numbers.begin(first, 1).unwrap().answered, EditSeq(2));
     }
 
     #[test]
     fn a_new_session_numbers_from_one_and_forgets_old_edits() {
         let numbers = EditNumbers::default();
-        let old = numbers.begin(Generation(1), 1);
-        let new = numbers.begin(Generation(2), 1);
+        let old = numbers.begin(Generation(1), 1).unwrap();
+        let new = numbers.begin(Generation(2), 1).unwrap();
         assert_eq!((new.seq, new.answered), (EditSeq(1), EditSeq(0)));
         numbers.end(Generation(1), old.seq, 1);
-        assert_eq!(numbers.begin(Generation(2), 1).answered, EditSeq(0));
+        assert_eq!(numbers.begin(Generation(2), 1).unwrap().answered, EditSeq(0));
+    }
+
+    #[test]
+    fn a_straggler_of_an_old_session_gets_no_number_and_the_new_one_keeps_its_own() {
+        let numbers = EditNumbers::default();
+        numbers.begin(Generation(1), 1).unwrap();
+        let new = numbers.begin(Generation(2), 1).unwrap();
+        assert_eq!(numbers.begin(Generation(1), 1), None);
+        assert_eq!(numbers.begin(Generation(2), 1).unwrap().seq, new.seq.next());
     }
 }

@@ -7,7 +7,7 @@ use gofs_proto::convert::ConvertError;
 use gofs_proto::frame::Frame;
 use gofs_proto::kind::Request;
 use gofs_proto::session::failure::Code;
-use gofs_proto::session::{Failure, Hello, Recall, Welcome};
+use gofs_proto::session::{Failure, Hello, Recall, RecallSlice, Welcome};
 use gofs_proto::{CallError, Link, LinkHandler};
 use tokio::sync::Notify;
 
@@ -54,10 +54,18 @@ pub struct Door {
 impl LinkHandler for Door {
     fn on_request(&self, link: &Arc<Link>, request: Frame) {
         let refuse = |failure: Failure| link.refuse(request.id, &failure);
+        let core = self.core.get().and_then(Weak::upgrade);
+        if request.kind == RecallSlice::KIND {
+            return match core {
+                Some(core) => core.on_recall_slice(link, request.id),
+                // Nothing was made: there is no mount yet.
+                None => link.reply::<RecallSlice>(request.id, &Default::default(), Vec::new()),
+            };
+        }
         if request.kind != Recall::KIND {
             return refuse(Failure::new(Code::BadRequest, "a client takes recalls only"));
         }
-        let Some(core) = self.core.get().and_then(Weak::upgrade) else {
+        let Some(core) = core else {
             // Nothing is cached, nothing open: a recall finds nothing here.
             return link.reply::<Recall>(request.id, &Default::default(), Vec::new());
         };

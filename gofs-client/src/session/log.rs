@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use gofs_proto::session::Placed;
 use gofs_tree::{Attr, FsError, Ino};
 use tokio::sync::oneshot;
 
@@ -28,8 +29,19 @@ pub struct Logged {
     pub touched: Vec<Ino>,
     /// The one that it makes.
     pub made: Option<Ino>,
+    /// Where the chunk is that it gives to a file.
+    pub placed: Option<Placed>,
     /// Whoever waits for the outcome: the attributes after a change of a file's contents.
     pub waiter: Option<oneshot::Sender<Result<Attr, FsError>>>,
+}
+
+/// What a batch carries.
+#[derive(Debug, Default)]
+pub struct Outgoing {
+    /// In order.
+    pub edits: Vec<Bytes>,
+    /// The places of their chunks.
+    pub placed: Vec<Placed>,
 }
 
 /// Whether there is something to send.
@@ -107,20 +119,21 @@ impl EditLog {
     }
 
     /// The next batch, empty where nothing waits. The one before must have been answered.
-    pub fn begin_batch(&mut self) -> Vec<Bytes> {
+    pub fn begin_batch(&mut self) -> Outgoing {
         debug_assert!(self.on_its_way.is_empty(), "one batch at a time");
-        let mut edits = Vec::new();
+        let mut batch = Outgoing::default();
         let mut bytes = 0;
-        while edits.len() < BATCH_EDITS_MAX
+        while batch.edits.len() < BATCH_EDITS_MAX
             && bytes < BATCH_BYTES
             && let Some(next) = self.waiting.pop_front()
         {
             bytes += next.edit.len();
-            edits.push(next.edit.clone());
+            batch.edits.push(next.edit.clone());
+            batch.placed.extend(next.placed.clone());
             self.on_its_way.push(next);
         }
         self.bytes -= bytes;
-        edits
+        batch
     }
 
     /// The batch was answered: its edits.
@@ -146,7 +159,7 @@ mod tests {
 
     fn edit(bytes: usize, waiter: bool) -> Logged {
         let waiter = waiter.then(|| oneshot::channel().0);
-        Logged { edit: vec![0; bytes].into(), touched: vec![Ino(7)], made: None, waiter }
+        Logged { edit: vec![0; bytes].into(), touched: vec![Ino(7)], made: None, placed: None, waiter }
     }
 
     #[test]
@@ -155,20 +168,20 @@ mod tests {
         for bytes in 1..=600 {
             log.push(edit(bytes, false));
         }
-        let first = log.begin_batch();
+        let first = log.begin_batch().edits;
         assert_eq!(first.len(), BATCH_EDITS_MAX);
         assert!(first.iter().zip(1..).all(|(edit, bytes)| edit.len() == bytes));
         assert!(!log.is_done(Position(1)), "it is only on its way");
         assert_eq!(log.end_batch().len(), BATCH_EDITS_MAX);
         assert!(log.is_done(Position(512)) && !log.is_done(Position(513)));
-        assert_eq!(log.begin_batch().len(), 88);
+        assert_eq!(log.begin_batch().edits.len(), 88);
         assert_eq!(log.end_batch().len(), 88);
         assert!(log.is_done(log.last()));
         assert_eq!(log.pace(), Pace::Idle);
         for _ in 0..3 {
             log.push(edit(BATCH_BYTES - 1, false));
         }
-        assert_eq!(log.begin_batch().len(), 2, "the second goes over the bound and ends it");
+        assert_eq!(log.begin_batch().edits.len(), 2, "the second goes over the bound and ends it");
     }
 
     #[test]

@@ -13,9 +13,8 @@ mod waits;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use gofs_proto::kind::{self, Request};
 use gofs_proto::session::failure::Code;
 use gofs_proto::session::{Batch, BatchReply, Edits, EditsReply, Failure};
@@ -25,11 +24,12 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 pub use greet::{Greeted, Greeting, greet};
-pub use log::{EditLog, Logged, Pace};
+pub use log::{EditLog, Logged, Outgoing, Pace};
 pub use supervise::{Addresses, find_leader, supervise};
 pub use waits::Waits;
 
 use crate::config::Wait;
+use crate::latencies::Latencies;
 use edits::EditNumbers;
 
 /// Pause before a request is repeated that the server could not serve just now: from, to.
@@ -56,6 +56,8 @@ pub struct Session {
     numbers: EditNumbers,
     /// Requests that wait for their answers.
     pub waits: Waits,
+    /// Requests that were answered, by kind, from when they were sent.
+    round_trips: Arc<Latencies>,
     /// Address that a refusing server named as leader.
     hint: Mutex<Option<String>>,
     stopped: AtomicBool,
@@ -69,11 +71,17 @@ pub struct Session {
 
 impl Session {
     /// Established by a first greeting.
-    pub fn new(first: Connection, wait: Wait, runtime: tokio::runtime::Handle) -> Self {
+    pub fn new(
+        first: Connection,
+        wait: Wait,
+        runtime: tokio::runtime::Handle,
+        round_trips: Arc<Latencies>,
+    ) -> Self {
         Session {
             connection: watch::Sender::new(Some(first)),
             numbers: EditNumbers::default(),
             waits: Waits::default(),
+            round_trips,
             hint: Mutex::default(),
             stopped: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
@@ -159,6 +167,8 @@ impl Session {
 
     /// Asks until there is an answer, over as many connections as it takes. `then` sees the reply on the
     /// link's own task, in the order of the stream, once.
+    ///
+    /// What is sent is on the heap: an operation that is answered from memory must not carry the state of one that is not.
     pub async fn call<R, T, F>(&self, request: R, then: F) -> Result<T, FsError>
     where
         R: Request,
@@ -166,9 +176,10 @@ impl Session {
         F: Fn(R::Reply) -> Result<T, FsError> + Clone + Send + 'static,
     {
         match self.wait {
-            Wait::Hard => self.call_hard(None, &request, then, || true).await,
+            Wait::Hard => Box::pin(self.call_hard(None, &request, then, || true)).await,
             Wait::Soft(time) => {
-                self.bounded(time, self.call_hard(None, &request, then, || true)).await.unwrap_or_else(|_| {
+                let call = Box::pin(self.call_hard(None, &request, then, || true));
+                self.bounded(time, call).await.unwrap_or_else(|_| {
                     tracing::warn!(request = kind::name(R::KIND), ?time, "gave up (soft mount)");
                     Err(FsError::Io)
                 })
@@ -183,7 +194,7 @@ impl Session {
         T: Send + 'static,
         F: Fn(R::Reply) -> Result<T, FsError> + Clone + Send + 'static,
     {
-        self.call_hard(None, &request, then, || true).await
+        Box::pin(self.call_hard(None, &request, then, || true)).await
     }
 
     /// Tells the server something, for as long as it takes but only while `wanted` says that it is (still) so.
@@ -192,7 +203,7 @@ impl Session {
         request: R,
         wanted: impl Fn() -> bool + Send,
     ) -> Result<(), FsError> {
-        self.call_hard(None, &request, |_| Ok(()), wanted).await
+        Box::pin(self.call_hard(None, &request, |_| Ok(()), wanted)).await
     }
 
     /// One edit, exactly once. `Io` where the session ended before its outcome was known.
@@ -202,7 +213,7 @@ impl Session {
         F: Fn(EditsReply) -> Result<T, FsError> + Clone + Send + Sync + 'static,
     {
         match self.wait {
-            Wait::Hard => self.edit_hard(edits, then).await,
+            Wait::Hard => Box::pin(self.edit_hard(edits, then)).await,
             Wait::Soft(time) => {
                 // Goes on alone after the caller has given up, so that its outcome is still learned.
                 let this = self.clone();
@@ -225,7 +236,7 @@ impl Session {
     {
         self.numbers.room().await;
         let generation = self.connected().await?.generation;
-        let number = self.numbers.begin(generation, 1);
+        let number = self.numbers.begin(generation, 1).ok_or(FsError::Io)?;
         edits.first_seq = number.seq.0;
         edits.answered_seq = number.answered.0;
         let result = self.call_hard(Some(generation), &edits, then, || true).await;
@@ -235,14 +246,15 @@ impl Session {
 
     /// Edits of this session that were applied here, exactly once, for as long as it takes. `Io` where the session ended
     /// before their outcome was known, without a call of `then`.
-    pub async fn batch<F>(&self, generation: Generation, edits: Vec<Bytes>, then: F) -> Result<(), FsError>
+    pub async fn batch<F>(&self, generation: Generation, batch: Outgoing, then: F) -> Result<(), FsError>
     where
         F: Fn(BatchReply) -> Result<(), FsError> + Clone + Send + 'static,
     {
         self.numbers.room().await;
+        let Outgoing { edits, placed } = batch;
         let count = edits.len() as u64;
-        let number = self.numbers.begin(generation, count);
-        let batch = Batch { first_seq: number.seq.0, answered_seq: number.answered.0, edits };
+        let number = self.numbers.begin(generation, count).ok_or(FsError::Io)?;
+        let batch = Batch { first_seq: number.seq.0, answered_seq: number.answered.0, edits, placed };
         let result = self.call_hard(Some(generation), &batch, then, || true).await;
         self.numbers.end(generation, number.seq, count);
         result
@@ -282,7 +294,12 @@ impl Session {
                 return Err(FsError::Interrupted);
             }
             let then = then.clone();
-            match link.call_then(request, Vec::new(), move |reply, _| then(reply)).await {
+            let sent = Instant::now();
+            let answer = link.call_then(request, Vec::new(), move |reply, _| then(reply)).await;
+            if matches!(answer, Ok(_) | Err(CallError::Refused(_))) {
+                self.round_trips.record(R::KIND.into(), sent.elapsed());
+            }
+            match answer {
                 Ok(result) => return result,
                 // The supervisor finds the next connection.
                 Err(CallError::Closed(_)) => self.left(&connection).await,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use gofs_proto::session::failure::Code;
-use gofs_proto::session::{Failure, Hello, KeepAlive};
+use gofs_proto::session::{Failure, Hello};
 use gofs_proto::{CallError, Link};
 
 use super::greet::Door;
@@ -180,10 +180,11 @@ async fn keep_alive(core: &Weak<Core>, link: &Arc<Link>, door: &Arc<Door>) {
         }
         let sent = BootTime::now();
         let beat = async {
-            let reply = tokio::time::timeout(period * 2, link.call(&KeepAlive {}, Vec::new())).await;
+            let Some(message) = core.upgrade().map(|core| core.keep_alive()) else { return };
+            let reply = tokio::time::timeout(period * 2, link.call(&message, Vec::new())).await;
             let Some(core) = core.upgrade() else { return };
             match reply {
-                Ok(Ok((reply, _))) => core.renewed(sent, &reply),
+                Ok(Ok(_)) => core.renewed(sent),
                 Ok(Err(CallError::Refused(failure))) if failure.code() == Code::Retry => {}
                 Ok(Err(CallError::Refused(failure))) => {
                     if let Some(connection) = core.session.current() {

@@ -3,5 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod fake;
+mod futures;
+mod listings;
 mod log;
 mod session;
+mod slices;
+mod walk;

@@ -5,7 +5,9 @@ use gofs_client::{Cached, StatFs};
 use gofs_tree::{Attr, AttrChange, BLOCK_BYTES, FileType, Mode, NAME_MAX};
 
 use super::{Gofs, Shared, keeps_privileges};
+use crate::backend::Backend;
 use crate::convert::time_change;
+use crate::stats::Operation;
 
 /// The attributes that a SETATTR request changes.
 pub(super) struct Changes {
@@ -17,12 +19,12 @@ pub(super) struct Changes {
     pub(super) mtime: Option<TimeOrNow>,
 }
 
-impl Gofs {
+impl<B: Backend> Gofs<B> {
     pub(super) fn do_getattr(&self, request: &Request, ino: INodeNo, answer: ReplyAttr) {
         let shared = self.shared.clone();
         let ino = shared.map.ino(ino);
-        let work = async move { shared.client.getattr(ino).await };
-        self.serve(request, answer, work, attr);
+        let work = async move { shared.backend.getattr(ino).await };
+        self.serve(Operation::GetAttr, request, answer, work, attr);
     }
 
     pub(super) fn do_setattr(&self, request: &Request, ino: INodeNo, changes: Changes, answer: ReplyAttr) {
@@ -41,25 +43,28 @@ impl Gofs {
             };
             // chown takes the bits from files whoever asks, unless the same request sets them.
             if (change.uid.is_some() || change.gid.is_some()) && change.mode.is_none() {
-                let is_dir = shared.client.getattr(ino).await?.value.file_type == FileType::Directory;
+                let is_dir = shared.backend.getattr(ino).await?.value.file_type == FileType::Directory;
                 change.kill_suid_sgid |= !is_dir;
             }
-            shared.client.setattr(ino, change).await
+            shared.backend.setattr(ino, change).await
         };
-        self.serve(request, answer, work, attr);
+        let unheard = move |shared: &Shared<B>, _| shared.changed_unheard([ino]);
+        self.serve_or_else(Operation::SetAttr, request, answer, work, attr, unheard);
     }
 
     pub(super) fn do_readlink(&self, request: &Request, ino: INodeNo, answer: ReplyData) {
         let shared = self.shared.clone();
         let ino = shared.map.ino(ino);
-        let work = async move { shared.client.readlink(ino).await };
-        self.serve(request, answer, work, |_, answer, target| answer.data(&target.value));
+        let work = async move { shared.backend.readlink(ino).await };
+        self.serve(Operation::ReadLink, request, answer, work, |_, answer, target| {
+            answer.data(&target.value)
+        });
     }
 
     pub(super) fn do_statfs(&self, request: &Request, answer: ReplyStatfs) {
         let shared = self.shared.clone();
-        let work = async move { shared.client.statfs().await };
-        self.serve(request, answer, work, |_, answer, space: StatFs| {
+        let work = async move { shared.backend.statfs().await };
+        self.serve(Operation::StatFs, request, answer, work, |_, answer, space: StatFs| {
             let free = space.free_bytes / BLOCK_BYTES;
             answer.statfs(
                 space.total_bytes / BLOCK_BYTES,
@@ -75,6 +80,6 @@ impl Gofs {
     }
 }
 
-fn attr(shared: &Shared, answer: ReplyAttr, cached: Cached<Attr>) {
+fn attr<B: Backend>(shared: &Shared<B>, answer: ReplyAttr, cached: Cached<Attr>) {
     answer.attr(&cached.ttl, &shared.map.attr(&cached.value));
 }

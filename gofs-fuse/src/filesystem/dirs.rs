@@ -1,7 +1,6 @@
 //! Requests about open directories.
 //!
-//! The kernel keeps no listing (FOPEN_CACHE_DIR): it has no time to live for one, so a mount that is
-//! cut off from its servers would show an old listing for ever. The client answers from memory.
+//! The kernel keeps listings where the backend allows it, which takes them back as it does pages.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -9,11 +8,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fuser::{FopenFlags, INodeNo, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyOpen, Request};
-use gofs_client::{Cached, DirItem};
+use futures_util::future::try_join_all;
+use gofs_client::{Cached, DirItem, KernelListing};
 use gofs_tree::FsError;
 
 use super::{GENERATION, Gofs, Shared};
+use crate::backend::Backend;
 use crate::convert::{bare_attr, file_type};
+use crate::stats::Operation;
 
 /// Entries that a reply is prepared with: at first, and at most.
 const PAGE_ENTRIES: (usize, usize) = (32, 1024);
@@ -45,15 +47,16 @@ impl PageSize {
     }
 }
 
-impl Gofs {
+impl<B: Backend> Gofs<B> {
     pub(super) fn do_opendir(&self, request: &Request, ino: INodeNo, answer: ReplyOpen) {
         let shared = self.shared.clone();
         let ino = shared.map.ino(ino);
-        let work = async move { shared.client.opendir(ino).await };
-        self.serve(request, answer, work, |shared, answer, dir| {
+        let work = async move { shared.backend.opendir(ino).await };
+        self.serve(Operation::OpenDir, request, answer, work, |shared, answer, dir| {
             let handle = shared.new_handle();
+            let kept = keep(shared.backend.kernel_listing(&dir));
             shared.dirs.insert(handle, dir);
-            answer.opened(fuser::FileHandle(handle), FopenFlags::empty());
+            answer.opened(fuser::FileHandle(handle), kept);
         });
     }
 
@@ -68,9 +71,9 @@ impl Gofs {
         let work = async move {
             let dir = shared.dir(handle)?;
             let asked = shared.pages.entries();
-            Ok((asked, shared.client.readdir(&dir, offset, asked, false).await?))
+            Ok((asked, shared.backend.readdir(&dir, offset, asked, false).await?))
         };
-        self.serve(request, answer, work, |shared, mut answer, (asked, items)| {
+        self.serve(Operation::ReadDir, request, answer, work, |shared, mut answer, (asked, items)| {
             let fitted = items.iter().take_while(|item| {
                 let name = OsStr::from_bytes(&item.name);
                 !answer.add(shared.map.node(item.ino), item.next, file_type(item.file_type), name)
@@ -94,7 +97,7 @@ impl Gofs {
             let asked = shared.pages_plus.entries();
             let mut index = offset;
             loop {
-                let items = shared.client.readdir(&dir, index, asked, true).await?;
+                let items = shared.backend.readdir(&dir, index, asked, true).await?;
                 let Some(last) = items.last() else { return Ok((asked, items)) };
                 index = last.next;
                 let items = shared.with_attributes(items).await?;
@@ -104,7 +107,7 @@ impl Gofs {
                 }
             }
         };
-        self.serve(request, answer, work, |shared, mut answer, (asked, items)| {
+        self.serve(Operation::ReadDirPlus, request, answer, work, |shared, mut answer, (asked, items)| {
             let (total, mut fitted) = (items.len(), 0);
             for item in items {
                 let node = shared.map.node(item.ino);
@@ -144,30 +147,42 @@ impl Gofs {
     pub(super) fn do_fsyncdir(&self, request: &Request, ino: INodeNo, answer: ReplyEmpty) {
         let shared = self.shared.clone();
         let ino = shared.map.ino(ino);
-        let work = async move { shared.client.fsync_dir(ino).await };
-        self.serve(request, answer, work, |_, answer, ()| answer.ok());
+        let work = async move { shared.backend.fsync_dir(ino).await };
+        self.serve(Operation::FsyncDir, request, answer, work, |_, answer, ()| answer.ok());
     }
 }
 
-impl Shared {
-    /// Entries whose attributes came without permission to keep them get them one by one: this reply cannot
+impl<B: Backend> Shared<B> {
+    /// Entries whose attributes came without permission to keep them get them now, all at once: this reply cannot
     /// tell an entry without (fuser's has one number for entry and inode). Those that vanished are left out.
     async fn with_attributes(&self, mut items: Vec<DirItem>) -> Result<Vec<DirItem>, FsError> {
-        for item in &mut items {
-            let dots = item.name == b"." || item.name == b"..";
-            if dots || item.attr.is_some() {
-                continue;
-            }
-            match self.client.getattr(item.ino).await {
+        let bare = items.iter_mut().filter(|item| item.attr.is_none() && !is_dots(&item.name));
+        let asked = bare.map(async |item| {
+            match self.backend.getattr(item.ino).await {
                 // Not to be kept: by now the name may belong to another inode.
                 Ok(cached) => item.attr = Some(Cached { ttl: Duration::ZERO, ..cached }),
                 Err(FsError::NotFound | FsError::Stale) => item.name.clear(),
                 Err(error) => return Err(error),
             }
-        }
+            Ok(())
+        });
+        try_join_all(asked).await?;
         items.retain(|item| !item.name.is_empty());
         Ok(items)
     }
+}
+
+/// How the kernel treats an open directory.
+fn keep(listing: KernelListing) -> FopenFlags {
+    match listing {
+        KernelListing::Unused => FopenFlags::empty(),
+        KernelListing::Fill(_) => FopenFlags::FOPEN_CACHE_DIR,
+        KernelListing::Keep(_) => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+    }
+}
+
+fn is_dots(name: &[u8]) -> bool {
+    name == b"." || name == b".."
 }
 
 #[cfg(test)]

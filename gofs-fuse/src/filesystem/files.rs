@@ -10,12 +10,14 @@ use fuser::{
     Errno, FopenFlags, INodeNo, LockOwner, ReplyCreate, ReplyData, ReplyEmpty, ReplyLseek, ReplyOpen,
     ReplyWrite, Request, WriteFlags,
 };
-use gofs_client::{Fallocate, FileHandle, OpenFlags, Whence};
+use gofs_client::{Fallocate, OpenFlags, Whence};
 use gofs_tree::{FsError, Mode};
 
 use super::{GENERATION, Gofs, Shared, keeps_privileges, name};
+use crate::backend::{Backend, BackendFile};
+use crate::stats::Operation;
 
-impl Gofs {
+impl<B: Backend> Gofs<B> {
     pub(super) fn do_open(&self, request: &Request, ino: INodeNo, flags: i32, answer: ReplyOpen) {
         let shared = self.shared.clone();
         let ino = shared.map.ino(ino);
@@ -25,14 +27,15 @@ impl Gofs {
             if flags.truncate && !privileged {
                 shared.kill_privileges(ino).await?;
             }
-            match shared.client.open(ino, flags).await {
+            match shared.backend.open(ino, flags).await {
                 // The kernel knew the name, and it names another file by now. Told so it looks the path up once
                 // more, and what is looked up can be opened.
                 Err(FsError::NotFound) => Err(FsError::Stale),
                 result => result,
             }
         };
-        self.serve_or_undo(
+        self.serve_or_else(
+            Operation::Open,
             request,
             answer,
             work,
@@ -61,14 +64,15 @@ impl Gofs {
         let work = async move {
             let (mode, umask) = (Mode::new(mode), Mode::new(umask));
             let open = open_flags(flags);
-            match shared.client.create_open(parent, &entry?, mode, umask, uid, gid, open).await {
+            match shared.backend.create_open(parent, &entry?, mode, umask, uid, gid, open).await {
                 // Somebody else made it since the kernel looked. Opening it here would skip the check of
                 // permissions; ESTALE makes the kernel look again and open what is there.
                 Err(FsError::Exists) if flags & libc::O_EXCL == 0 => Err(FsError::Stale),
                 result => result,
             }
         };
-        self.serve_or_undo(
+        self.serve_or_else(
+            Operation::Create,
             request,
             answer,
             work,
@@ -80,7 +84,10 @@ impl Gofs {
                 shared.lookups().sent(attr.ino);
                 answer.created(&ttl, &attr, GENERATION, shared.keep_file(file), kept);
             },
-            |shared, (_, file)| shared.close(file),
+            move |shared, (_, file)| {
+                shared.close(file);
+                shared.changed_unheard([parent]);
+            },
         );
     }
 
@@ -95,9 +102,11 @@ impl Gofs {
         let shared = self.shared.clone();
         let work = async move {
             let file = shared.file(handle)?;
-            shared.client.read(&file, offset, size).await
+            let read = shared.backend.read(&file, offset, size).await?;
+            shared.missed(handle, &file, offset, size);
+            Ok(read)
         };
-        self.serve(request, answer, work, |_, answer, read| match read.value.as_slice() {
+        self.serve(Operation::Read, request, answer, work, |_, answer, read| match read.value.as_slice() {
             [] => answer.data(&[]),
             [one] => answer.data(one),
             // The reply takes one slice.
@@ -125,14 +134,16 @@ impl Gofs {
             }
             if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
                 // A page of a memory map, by any handle of the file.
-                shared.client.write_page(&file, offset, data).await
+                shared.backend.write_page(&file, offset, data).await
             } else {
                 // As they are now, not as they were at the open: fcntl changes them.
                 let append = open_flags & libc::O_APPEND != 0;
-                shared.client.write(&file, offset, append, data).await
+                shared.backend.write(&file, offset, append, data).await
             }
         };
-        self.serve(request, answer, work, |_, answer, written| answer.written(written));
+        let told = |_: &Shared<B>, answer: ReplyWrite, written| answer.written(written);
+        let unheard = move |shared: &Shared<B>, _| shared.file_changed_unheard(handle);
+        self.serve_or_else(Operation::Write, request, answer, work, told, unheard);
     }
 
     pub(super) fn do_flush(
@@ -145,12 +156,12 @@ impl Gofs {
         let shared = self.shared.clone();
         let work = async move {
             let file = shared.file(handle)?;
-            let flushed = shared.client.flush(&file).await;
+            let flushed = shared.backend.flush(&file).await;
             // POSIX: any close by the process gives up its locks on the file, also when it fails.
-            shared.client.release_locks(file.ino(), owner.0).await?;
+            shared.backend.release_locks(file.ino(), owner.0).await?;
             flushed
         };
-        self.serve(request, answer, work, |_, answer, ()| answer.ok());
+        self.serve(Operation::Flush, request, answer, work, |_, answer, ()| answer.ok());
     }
 
     pub(super) fn do_release(
@@ -164,13 +175,13 @@ impl Gofs {
         let work = async move {
             if let Some((_, file)) = shared.files.remove(&handle.0) {
                 if let Some(owner) = flock_owner {
-                    shared.client.release_locks(file.ino(), owner.0).await?;
+                    shared.backend.release_locks(file.ino(), owner.0).await?;
                 }
-                shared.client.release(file).await;
+                shared.backend.release(file).await;
             }
             Ok(())
         };
-        self.serve(request, answer, work, |_, answer, ()| answer.ok());
+        self.serve(Operation::Release, request, answer, work, |_, answer, ()| answer.ok());
     }
 
     pub(super) fn do_fsync(
@@ -183,9 +194,9 @@ impl Gofs {
         let shared = self.shared.clone();
         let work = async move {
             let file = shared.file(handle)?;
-            shared.client.fsync(&file, data_only).await
+            shared.backend.fsync(&file, data_only).await
         };
-        self.serve(request, answer, work, |_, answer, ()| answer.ok());
+        self.serve(Operation::Fsync, request, answer, work, |_, answer, ()| answer.ok());
     }
 
     #[allow(clippy::too_many_arguments, reason = "they are the request's")]
@@ -206,9 +217,10 @@ impl Gofs {
             if !privileged {
                 shared.kill_privileges(file.ino()).await?;
             }
-            shared.client.fallocate(&file, what, offset, length).await
+            shared.backend.fallocate(&file, what, offset, length).await
         };
-        self.serve(request, answer, work, |_, answer, ()| answer.ok());
+        let unheard = move |shared: &Shared<B>, ()| shared.file_changed_unheard(handle);
+        self.serve_or_else(Operation::Fallocate, request, answer, work, |_, answer, ()| answer.ok(), unheard);
     }
 
     pub(super) fn do_seek(
@@ -228,10 +240,10 @@ impl Gofs {
             };
             let offset = u64::try_from(offset).map_err(|_| FsError::NoData)?;
             let file = shared.file(handle)?;
-            let found = shared.client.seek(&file, offset, whence).await?;
+            let found = shared.backend.seek(&file, offset, whence).await?;
             i64::try_from(found).map_err(|_| FsError::Range)
         };
-        self.serve(request, answer, work, |_, answer, found| answer.offset(found));
+        self.serve(Operation::Seek, request, answer, work, |_, answer, found| answer.offset(found));
     }
 
     #[allow(clippy::too_many_arguments, reason = "they are the request's")]
@@ -256,27 +268,29 @@ impl Gofs {
                 shared.kill_privileges(to.ino()).await?;
             }
             let length = length.min(COPY_MAX_BYTES);
-            shared.client.copy_file_range(&from, offset, &to, to_offset, length).await
+            shared.backend.copy_file_range(&from, offset, &to, to_offset, length).await
         };
-        self.serve(request, answer, work, |_, answer, copied| answer.written(copied as u32));
+        let told = |_: &Shared<B>, answer: ReplyWrite, copied| answer.written(copied as u32);
+        let unheard = move |shared: &Shared<B>, _| shared.file_changed_unheard(to);
+        self.serve_or_else(Operation::Copy, request, answer, work, told, unheard);
     }
 }
 
-impl Shared {
-    fn keep_file(&self, file: FileHandle) -> fuser::FileHandle {
+impl<B: Backend> Shared<B> {
+    fn keep_file(&self, file: B::File) -> fuser::FileHandle {
         let handle = self.new_handle();
         self.files.insert(handle, file);
         fuser::FileHandle(handle)
     }
 
     /// Closes a file of which the kernel never heard.
-    fn close(&self, file: FileHandle) {
-        let client = self.client.clone();
-        tokio::spawn(async move { client.release(file).await });
+    fn close(&self, file: B::File) {
+        let backend = self.backend.clone();
+        tokio::spawn(async move { backend.release(file).await });
     }
 }
 
-/// How the client opens what a program opens with `flags`.
+/// How the backend opens what a program opens with `flags`.
 fn open_flags(flags: i32) -> OpenFlags {
     let mode = flags & libc::O_ACCMODE;
     let write = mode == libc::O_WRONLY || mode == libc::O_RDWR;

@@ -18,9 +18,10 @@ use super::attrs::Changes;
 use super::files::NO_IOCTL;
 use super::locks::file_lock;
 use super::names::{special_node, symlink_node};
+use crate::backend::Backend;
 use crate::capabilities::Capabilities;
 
-impl Filesystem for Gofs {
+impl<B: Backend> Filesystem for Gofs<B> {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         *self.capabilities.lock() = Some(Capabilities::negotiate(config));
         Ok(())

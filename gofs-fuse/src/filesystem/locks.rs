@@ -6,12 +6,14 @@ use gofs_client::FileLock;
 use gofs_tree::FsError;
 
 use super::Gofs;
+use crate::backend::Backend;
 use crate::requester;
+use crate::stats::Operation;
 
 /// The kernel's "to the end of the file".
 const END_OF_FILE: u64 = i64::MAX as u64;
 
-impl Gofs {
+impl<B: Backend> Gofs<B> {
     pub(super) fn do_getlk(
         &self,
         request: &Request,
@@ -21,8 +23,8 @@ impl Gofs {
     ) {
         let shared = self.shared.clone();
         let ino = shared.map.ino(ino);
-        let work = async move { shared.client.get_lock(ino, lock?).await };
-        self.serve(request, answer, work, |_, answer, found| match found {
+        let work = async move { shared.backend.get_lock(ino, lock?).await };
+        self.serve(Operation::GetLock, request, answer, work, |_, answer, found| match found {
             None => answer.locked(0, 0, libc::F_UNLCK, 0),
             Some(lock) => {
                 let kind = if lock.exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
@@ -45,16 +47,16 @@ impl Gofs {
         let work = async move {
             let lock = lock?;
             if !wait {
-                return shared.client.set_lock(ino, lock, false).await;
+                return shared.backend.set_lock(ino, lock, false).await;
             }
             tokio::select! {
                 biased;
-                result = shared.client.set_lock(ino, lock, true) => result,
+                result = shared.backend.set_lock(ino, lock, true) => result,
                 // Dropping the other branch ends the server's wait.
                 () = requester::interrupted(task) => Err(FsError::Interrupted),
             }
         };
-        self.serve(request, answer, work, |_, answer, ()| answer.ok());
+        self.serve(Operation::SetLock, request, answer, work, |_, answer, ()| answer.ok());
     }
 
     pub(super) fn do_unlock(
@@ -68,8 +70,8 @@ impl Gofs {
     ) {
         let shared = self.shared.clone();
         let ino = shared.map.ino(ino);
-        let work = async move { shared.client.unlock(ino, owner.0, start, last_byte(end)).await };
-        self.serve(request, answer, work, |_, answer, ()| answer.ok());
+        let work = async move { shared.backend.unlock(ino, owner.0, start, last_byte(end)).await };
+        self.serve(Operation::Unlock, request, answer, work, |_, answer, ()| answer.ok());
     }
 }
 

@@ -11,14 +11,16 @@ use gofs_client::Cached;
 use gofs_tree::{Attr, FsError, Mode, NewNode, RenameFlags};
 
 use super::{GENERATION, Gofs, Shared, name};
+use crate::backend::Backend;
 use crate::convert::no_attr;
+use crate::stats::Operation;
 
-impl Gofs {
+impl<B: Backend> Gofs<B> {
     pub(super) fn do_lookup(&self, request: &Request, parent: INodeNo, entry: &OsStr, answer: ReplyEntry) {
         let shared = self.shared.clone();
         let (parent, entry) = (shared.map.ino(parent), name(entry));
-        let work = async move { shared.client.lookup(parent, &entry?).await };
-        self.serve(request, answer, work, |shared, answer, found| match found.value {
+        let work = async move { shared.backend.lookup(parent, &entry?).await };
+        self.serve(Operation::Lookup, request, answer, work, |shared, answer, found| match found.value {
             Some(_) => shared.entry(answer, found.map(|attr| attr.expect("it was just seen to be there"))),
             None if found.entry_ttl.is_zero() => answer.error(Errno::ENOENT),
             // Node 0: the name is known not to exist, for as long as its time to live.
@@ -43,9 +45,10 @@ impl Gofs {
         let (uid, gid) = (request.uid(), request.gid());
         let work = async move {
             let (mode, umask) = (Mode::new(mode), Mode::new(umask));
-            shared.client.create(parent, &entry?, node?, mode, umask, uid, gid).await
+            shared.backend.create(parent, &entry?, node?, mode, umask, uid, gid).await
         };
-        self.serve(request, answer, work, Shared::entry);
+        let unheard = move |shared: &Shared<B>, _| shared.changed_unheard([parent]);
+        self.serve_or_else(Operation::MakeNode, request, answer, work, Shared::entry, unheard);
     }
 
     pub(super) fn do_link(
@@ -58,11 +61,18 @@ impl Gofs {
     ) {
         let shared = self.shared.clone();
         let (ino, parent, entry) = (shared.map.ino(ino), shared.map.ino(parent), name(entry));
-        let work = async move { shared.client.link(ino, parent, &entry?).await };
-        self.serve(request, answer, work, |shared, answer, linked: Cached<Attr>| {
-            // The kernel applies these attributes without regard to what invalidated them meanwhile.
-            shared.entry(answer, Cached { ttl: Duration::ZERO, ..linked });
-        });
+        let work = async move { shared.backend.link(ino, parent, &entry?).await };
+        self.serve_or_else(
+            Operation::Link,
+            request,
+            answer,
+            work,
+            |shared, answer, linked: Cached<Attr>| {
+                // The kernel applies these attributes without regard to what invalidated them meanwhile.
+                shared.entry(answer, Cached { ttl: Duration::ZERO, ..linked });
+            },
+            move |shared, _| shared.changed_unheard([parent, ino]),
+        );
     }
 
     pub(super) fn do_remove(
@@ -78,12 +88,14 @@ impl Gofs {
         let work = async move {
             let entry = entry?;
             if directory {
-                shared.client.rmdir(parent, &entry).await
+                shared.backend.rmdir(parent, &entry).await
             } else {
-                shared.client.unlink(parent, &entry).await
+                shared.backend.unlink(parent, &entry).await
             }
         };
-        self.serve(request, answer, work, |_, answer, ()| answer.ok());
+        let operation = if directory { Operation::RemoveDir } else { Operation::Unlink };
+        let unheard = move |shared: &Shared<B>, ()| shared.changed_unheard([parent]);
+        self.serve_or_else(operation, request, answer, work, |_, answer, ()| answer.ok(), unheard);
     }
 
     #[allow(clippy::too_many_arguments, reason = "they are the request's")]
@@ -102,9 +114,10 @@ impl Gofs {
         let (new_parent, new_entry) = (shared.map.ino(new_parent), name(new_entry));
         let work = async move {
             let flags = rename_flags(flags)?;
-            shared.client.rename(parent, &entry?, new_parent, &new_entry?, flags).await
+            shared.backend.rename(parent, &entry?, new_parent, &new_entry?, flags).await
         };
-        self.serve(request, answer, work, |_, answer, ()| answer.ok());
+        let unheard = move |shared: &Shared<B>, ()| shared.changed_unheard([parent, new_parent]);
+        self.serve_or_else(Operation::Rename, request, answer, work, |_, answer, ()| answer.ok(), unheard);
     }
 }
 

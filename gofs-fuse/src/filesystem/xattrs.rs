@@ -7,10 +7,12 @@ use bytes::Bytes;
 use fuser::{Errno, INodeNo, ReplyEmpty, ReplyXattr, Request};
 use gofs_tree::{FsError, XATTR_LIST_MAX, XATTR_VALUE_MAX, XattrName, XattrSetMode};
 
-use super::Gofs;
+use super::{Gofs, Shared};
+use crate::backend::Backend;
 use crate::errno::xattr_name_error;
+use crate::stats::{Operation, STATS_XATTR};
 
-impl Gofs {
+impl<B: Backend> Gofs<B> {
     pub(super) fn do_getxattr(
         &self,
         request: &Request,
@@ -19,13 +21,16 @@ impl Gofs {
         size: u32,
         answer: ReplyXattr,
     ) {
+        if name == STATS_XATTR {
+            return give(answer, size, self.shared.mount_stats().to_string().as_bytes());
+        }
         let shared = self.shared.clone();
         let (ino, name) = (shared.map.ino(ino), xattr_name(name));
         let work = async move {
-            let found = shared.client.getxattr(ino, &name?).await?;
+            let found = shared.backend.getxattr(ino, &name?).await?;
             if found.value.is_none() { Err(FsError::NoAttribute) } else { Ok(found) }
         };
-        self.serve(request, answer, work, move |_, answer, found| {
+        self.serve(Operation::GetXattr, request, answer, work, move |_, answer, found| {
             give(answer, size, found.value.as_deref().unwrap_or_default());
         });
     }
@@ -33,8 +38,8 @@ impl Gofs {
     pub(super) fn do_listxattr(&self, request: &Request, ino: INodeNo, size: u32, answer: ReplyXattr) {
         let shared = self.shared.clone();
         let ino = shared.map.ino(ino);
-        let work = async move { shared.client.listxattr(ino).await };
-        self.serve(request, answer, work, move |_, answer, found| {
+        let work = async move { shared.backend.listxattr(ino).await };
+        self.serve(Operation::ListXattr, request, answer, work, move |_, answer, found| {
             let mut list = Vec::new();
             for name in &found.value {
                 list.extend_from_slice(name.as_bytes());
@@ -71,16 +76,25 @@ impl Gofs {
                 libc::XATTR_REPLACE => XattrSetMode::Replace,
                 _ => return Err(FsError::Invalid),
             };
-            shared.client.setxattr(ino, &name?, value?, mode).await
+            shared.backend.setxattr(ino, &name?, value?, mode).await
         };
-        self.serve(request, answer, work, |_, answer, ()| answer.ok());
+        let unheard = move |shared: &Shared<B>, ()| shared.changed_unheard([ino]);
+        self.serve_or_else(Operation::SetXattr, request, answer, work, |_, answer, ()| answer.ok(), unheard);
     }
 
     pub(super) fn do_removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, answer: ReplyEmpty) {
         let shared = self.shared.clone();
         let (ino, name) = (shared.map.ino(ino), xattr_name(name));
-        let work = async move { shared.client.removexattr(ino, &name?).await };
-        self.serve(request, answer, work, |_, answer, ()| answer.ok());
+        let work = async move { shared.backend.removexattr(ino, &name?).await };
+        let unheard = move |shared: &Shared<B>, ()| shared.changed_unheard([ino]);
+        self.serve_or_else(
+            Operation::RemoveXattr,
+            request,
+            answer,
+            work,
+            |_, answer, ()| answer.ok(),
+            unheard,
+        );
     }
 }
 

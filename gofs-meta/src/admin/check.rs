@@ -108,6 +108,23 @@ impl Walk {
         }
     }
 
+    fn slices(&mut self, admin: &Admin, namespace: &NamespaceRecord) -> Result<(), Status> {
+        let state = admin.group.state();
+        let mut sum = Usage::default();
+        for (_, left) in state.slices(namespace.id).map_err(unreadable)? {
+            sum.bytes = sum.bytes.saturating_add(left.bytes);
+            sum.inodes = sum.inodes.saturating_add(left.inodes);
+        }
+        let all = state.sliced(namespace.id).map_err(unreadable)?;
+        if all != sum {
+            self.problems.push(format!(
+                "namespace {}: slices of its quota say {sum:?} left, their sum says {all:?}",
+                namespace.name
+            ));
+        }
+        Ok(())
+    }
+
     fn namespace(
         &mut self,
         admin: &Admin,
@@ -136,6 +153,7 @@ impl Walk {
                 namespace.usage.bytes, namespace.usage.inodes, usage.bytes, usage.inodes
             ));
         }
+        self.slices(admin, namespace)?;
         if inodes.get(&ROOT_INO).is_none_or(|root| root.file_type != FileType::Directory) {
             self.problems.push(format!("namespace {name}: it has no root directory"));
         }

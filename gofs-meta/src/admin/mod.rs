@@ -26,7 +26,7 @@ use crate::{
     heartbeat::{propose_status, require_leader},
 };
 
-pub use sessions::{LeaseSummary, SessionInfo, SessionSummary};
+pub use sessions::{LeaseSummary, Metering, SessionInfo, SessionSummary};
 
 /// How long a call waits for a majority of MetaServers to confirm that this one leads.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);

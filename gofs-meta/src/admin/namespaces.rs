@@ -59,6 +59,13 @@ pub(super) async fn set(
 ) -> Result<cluster::Namespace, Status> {
     let namespace = find(admin, &request.name)?;
     let config = configure(namespace.config, request.config.unwrap_or_default(), Some(&request.name))?;
+    // Kept until the change is committed.
+    let _metering = if namespace.config.has_more_quota_than(&config) {
+        let metering = admin.sessions.meter(namespace.id).await;
+        Some(metering.map_err(|error| Status::unavailable(format!("not now: {error}; try again")))?)
+    } else {
+        None
+    };
     let command = Command::SetNamespace { id: namespace.id, config };
     match admin.group.propose(command).await.map_err(propose_status)? {
         CommandOutcome::Refused(refusal) => Err(refused(&refusal)),

@@ -27,5 +27,6 @@ pub(super) fn to_wire(server: ServerStatus) -> cluster::ChunkServer {
         chunks: server.chunks,
         corrupt_blocks_total: server.corrupt_blocks_total,
         last_heard_ms: millis(server.heard_ago),
+        cpu_latency: server.cpu_latency,
     }
 }

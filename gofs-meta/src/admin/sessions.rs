@@ -19,6 +19,16 @@ pub struct SessionSummary {
     pub heard_ago: Option<Duration>,
     /// Recalls that it has not acknowledged.
     pub recalls_pending: u64,
+    /// Changes that it has made and not sent, as it said last.
+    pub unsent_edits: u64,
+    /// Bytes that it has not sent.
+    pub unsent_bytes: u64,
+    /// Changes that it lost since the mount: refused, or gone with a session.
+    pub lost_edits: u64,
+    /// Files of which it lost bytes with a lease or a session.
+    pub lost_files: u64,
+    /// Bytes that it could not write.
+    pub lost_bytes: u64,
 }
 
 /// One session's hold on an inode.
@@ -34,6 +44,9 @@ pub struct LeaseSummary {
     pub open: bool,
 }
 
+/// While it is kept, no session makes anything that a quota could limit without asking.
+pub type Metering = Box<dyn Send>;
+
 /// Answered by the session service of a MetaServer that leads.
 pub trait SessionInfo: Send + Sync + 'static {
     /// All sessions that it knows.
@@ -42,6 +55,12 @@ pub trait SessionInfo: Send + Sync + 'static {
     fn leases(&self, namespace: NamespaceId, ino: Ino) -> Vec<LeaseSummary>;
     /// Whether sessions may still reclaim leases after a change of leader.
     fn in_grace(&self) -> bool;
+    /// Before a quota is made smaller: has every session of the namespace commit what it has made, and counts on none until what
+    /// is returned is dropped.
+    fn meter(
+        &self,
+        namespace: NamespaceId,
+    ) -> Pin<Box<dyn Future<Output = Result<Metering, FsError>> + Send + '_>>;
     /// Ends all sessions of a namespace, as if fenced.
     fn end_sessions(
         &self,
@@ -77,6 +96,11 @@ pub(super) fn list(
             leases: live.map_or(0, |live| live.leases),
             heard_ms: millis(live.and_then(|live| live.heard_ago)),
             recalls_pending: live.map_or(0, |live| live.recalls_pending),
+            unsent_edits: live.map_or(0, |live| live.unsent_edits),
+            unsent_bytes: live.map_or(0, |live| live.unsent_bytes),
+            lost_edits: live.map_or(0, |live| live.lost_edits),
+            lost_files: live.map_or(0, |live| live.lost_files),
+            lost_bytes: live.map_or(0, |live| live.lost_bytes),
         });
     }
     Ok(cluster::ListSessionsReply { sessions })

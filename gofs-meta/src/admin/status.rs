@@ -13,6 +13,11 @@ pub(super) fn cluster_status(admin: &Admin) -> Result<cluster::ClusterStatusRepl
         address: address.clone(),
         role: if Some(*id) == leader { "leader" } else { "follower" }.to_owned(),
         reachable: *reachable,
+        cpu_latency: if *id == admin.group.id() {
+            admin.group.wakeful().state().to_string()
+        } else {
+            String::new()
+        },
     });
     let chunks = admin.chunks.status().map_err(unreadable)?;
     let state = admin.group.state();

@@ -1,29 +1,34 @@
 //! The operations on a group of one, with a session side that answers what the test says.
 
-use std::collections::BTreeMap;
-
 use gofs_tree::{
-    ChunkId, ChunkIndex, Edit, EditOp, EditSeq, Ino, LeaseMode, MetaServerId, Mode, Name, NamespaceId,
-    NewNode, ROOT_INO, SessionId, Timestamp,
+    ChunkId, ChunkIndex, EditOp, Ino, LeaseMode, Mode, Name, NamespaceId, NewNode, ROOT_INO, SessionId,
+    Timestamp,
 };
 use parking_lot::Mutex;
 
 use super::*;
-use crate::{
-    chunks::ChunkConfig,
-    command::{Command, CommandOutcome},
-    group::{GroupConfig, Role},
-};
+use crate::{chunks::ChunkConfig, fixture::GroupOfOne};
 
 #[derive(Default)]
 struct Sessions {
     ended: Mutex<Vec<NamespaceId>>,
+    metered: Mutex<Vec<NamespaceId>>,
 }
 
 impl SessionInfo for Sessions {
     fn sessions(&self) -> Vec<SessionSummary> {
         let heard_ago = Some(Duration::from_millis(40));
-        vec![SessionSummary { id: SessionId(1), leases: 3, heard_ago, recalls_pending: 1 }]
+        vec![SessionSummary {
+            id: SessionId(1),
+            leases: 3,
+            heard_ago,
+            recalls_pending: 1,
+            unsent_edits: 5,
+            unsent_bytes: 6,
+            lost_edits: 7,
+            lost_files: 8,
+            lost_bytes: 9,
+        }]
     }
     fn leases(&self, _: NamespaceId, ino: Ino) -> Vec<LeaseSummary> {
         let mode = Some(LeaseMode::Write);
@@ -32,6 +37,13 @@ impl SessionInfo for Sessions {
     }
     fn in_grace(&self) -> bool {
         true
+    }
+    fn meter(
+        &self,
+        namespace: NamespaceId,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<Metering, FsError>> + Send + '_>> {
+        self.metered.lock().push(namespace);
+        Box::pin(async { Ok(Box::new(()) as Metering) })
     }
     fn end_sessions(
         &self,
@@ -45,23 +57,18 @@ impl SessionInfo for Sessions {
 struct World {
     admin: Arc<Admin>,
     sessions: Arc<Sessions>,
-    seq: u64,
-    _data: tempfile::TempDir,
+    one: GroupOfOne,
 }
 
 impl World {
     async fn start() -> World {
-        let data = tempfile::tempdir().unwrap();
-        let (id, own) = (MetaServerId(1), "127.0.0.1:1".to_owned());
-        let config = GroupConfig::new(id, data.path().to_owned(), own, BTreeMap::new());
-        let group = MetaGroup::start(config).await.unwrap();
-        let mut leadership = group.leadership();
-        leadership.wait_for(|leadership| leadership.role == Role::Leader).await.unwrap();
+        let one = GroupOfOne::start().await;
+        let group = one.group.clone();
         // No server is known, so there is nobody to wait for; a long term keeps the planner still.
         let chunks = ChunkService::new(group.clone(), ChunkConfig::default());
         let sessions = Arc::new(Sessions::default());
         let admin = Arc::new(Admin { group, chunks, sessions: sessions.clone() });
-        World { admin, sessions, seq: 0, _data: data }
+        World { admin, sessions, one }
     }
 
     async fn create(&self, name: &str) -> Result<cluster::Namespace, Status> {
@@ -76,43 +83,22 @@ impl World {
     }
 
     async fn mount(&self, namespace: u32) {
-        let command = Command::OpenSession {
-            session: SessionId(1),
-            namespace: NamespaceId(namespace),
-            token: [1; 16],
-            host: "web1".into(),
-            mount_point: "/mnt".into(),
-            pid: 1,
-        };
-        self.admin.group.propose(command).await.unwrap();
-    }
-
-    async fn edit(&mut self, op: EditOp) {
-        self.seq += 1;
-        let command = Command::Edits {
-            session: SessionId(1),
-            first_seq: EditSeq(self.seq),
-            answered: EditSeq(self.seq - 1),
-            edits: vec![Edit { time: Timestamp::new(1, 0), op }],
-        };
-        match self.admin.group.propose(command).await.unwrap() {
-            CommandOutcome::Edits(results) => assert!(results[0].is_ok(), "{results:?}"),
-            other => panic!("{other:?}"),
-        }
+        self.one.open_session(NamespaceId(namespace)).await;
     }
 
     async fn make(&mut self, parent: Ino, name: &str, ino: u64, node: NewNode) {
-        self.edit(EditOp::Create {
-            parent,
-            name: Name::new(name.as_bytes()).unwrap(),
-            ino: Ino(ino),
-            node,
-            mode: Mode::new(0o755),
-            umask: Mode::new(0),
-            uid: 0,
-            gid: 0,
-        })
-        .await;
+        self.one
+            .edit(EditOp::Create {
+                parent,
+                name: Name::new(name.as_bytes()).unwrap(),
+                ino: Ino(ino),
+                node,
+                mode: Mode::new(0o755),
+                umask: Mode::new(0),
+                uid: 0,
+                gid: 0,
+            })
+            .await;
     }
 
     async fn why(&self, path: &str) -> Result<cluster::WhyReply, Status> {
@@ -175,7 +161,7 @@ async fn why_walks_a_path_and_says_where_it_ends() {
     world.make(Ino(2), "file", 3, NewNode::File).await;
     let target = bytes::Bytes::from_static(b"dir");
     world.make(ROOT_INO, "link", 4, NewNode::Symlink { target }).await;
-    world.edit(EditOp::AddChunk { ino: Ino(3), index: ChunkIndex(0), chunk: ChunkId(1) }).await;
+    world.one.edit(EditOp::AddChunk { ino: Ino(3), index: ChunkIndex(0), chunk: ChunkId(1) }).await;
 
     let dir = world.why("/dir/").await.unwrap();
     assert_eq!((dir.ino, dir.file_type.as_str(), dir.nlink), (2, "directory", 2));
@@ -224,11 +210,11 @@ async fn a_sound_state_has_no_problem_and_lost_bytes_are_told() {
     world.make(ROOT_INO, "dir", 2, NewNode::Directory).await;
     world.make(Ino(2), "file", 3, NewNode::File).await;
     world.make(Ino(2), "fifo", 4, NewNode::Fifo).await;
-    world.edit(EditOp::AddChunk { ino: Ino(3), index: ChunkIndex(0), chunk: ChunkId(1) }).await;
+    world.one.edit(EditOp::AddChunk { ino: Ino(3), index: ChunkIndex(0), chunk: ChunkId(1) }).await;
     let name = Name::new(b"again").unwrap();
-    world.edit(EditOp::Link { ino: Ino(3), parent: ROOT_INO, name }).await;
+    world.one.edit(EditOp::Link { ino: Ino(3), parent: ROOT_INO, name }).await;
     let (parent, name) = (Ino(2), Name::new(b"fifo").unwrap());
-    world.edit(EditOp::Unlink { parent, name, holders: vec![SessionId(1)] }).await;
+    world.one.edit(EditOp::Unlink { parent, name, holders: vec![SessionId(1)] }).await;
     for _ in 0..1000 {
         if world.admin.chunks.is_settled() {
             break;
@@ -240,7 +226,7 @@ async fn a_sound_state_has_no_problem_and_lost_bytes_are_told() {
     assert_eq!((sound.inodes, sound.entries, sound.chunks, sound.orphans), (4, 3, 1, 1));
     let blocks_4k = vec![(ChunkIndex(0), 1)];
     let (ino, size, mtime) = (Ino(3), 5000, Timestamp::new(1, 0));
-    world.edit(EditOp::Extend { ino, size, mtime, blocks_4k, clear_inline: false }).await;
+    world.one.edit(EditOp::Extend { ino, size, mtime, blocks_4k, clear_inline: false }).await;
     let lost = world.admin.walk(check::check).await.unwrap().problems;
     assert!(lost.len() == 1 && lost[0].contains("no current replica"), "{lost:?}");
     let status = world.admin.walk(status::cluster_status).await.unwrap();

@@ -15,7 +15,7 @@
 //! raises those past every other ([`judge`](super::judge)). Versions of two terms never meet
 //! ([`version`](super::version)).
 
-use gofs_tree::{ChunkId, ChunkServerId, ChunkVersion};
+use gofs_tree::{ChunkServerId, ChunkVersion};
 
 use super::{Entry, Record, ServerTable, version::next_version};
 
@@ -56,7 +56,6 @@ pub enum Step {
 /// A change under way.
 #[derive(Debug)]
 pub struct Change {
-    chunk: ChunkId,
     term: u64,
     committed: ChunkVersion,
     to: ChunkVersion,
@@ -72,7 +71,6 @@ impl Change {
     /// one or a later one. `target` gets a copy.
     pub fn start(
         term: u64,
-        chunk: ChunkId,
         record: &Record,
         entry: &Entry,
         servers: &ServerTable,
@@ -93,7 +91,6 @@ impl Change {
             .collect();
         let known = entry.replicas.iter().map(|replica| replica.version).max().unwrap_or(record.version);
         let mut change = Change {
-            chunk,
             term,
             committed: record.version,
             to: known.max(entry.asked).max(record.version),
@@ -104,11 +101,6 @@ impl Change {
         };
         let step = change.raise(staying);
         (change, step)
-    }
-
-    /// The chunk.
-    pub fn chunk(&self) -> ChunkId {
-        self.chunk
     }
 
     /// All servers of the last step answered or had their time; these said yes.

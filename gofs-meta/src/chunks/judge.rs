@@ -82,7 +82,7 @@ impl Verdict {
 }
 
 /// Looks at a chunk whose record is `record` (`None`: the state does not know it, and
-/// `issued` says whether its id was ever given out).
+/// `issued` says whether its id was ever given out, and is not reserved for a session).
 pub fn judge(
     config: &ChunkConfig,
     servers: &ServerTable,
@@ -109,7 +109,8 @@ fn judge_orphan(
 ) -> Verdict {
     let mut verdict = Verdict::nothing(Health::Orphan, 0);
     // An id that was never given out: the state is older than the chunk (a restored
-    // backup), or the server belongs elsewhere. Not ours to delete.
+    // backup), or the server belongs elsewhere. Not ours to delete. One that is reserved: the session
+    // that writes it is about to give it to a file.
     if issued && now.saturating_duration_since(entry.seen) >= config.orphan_grace {
         verdict.delete = on_live_servers(servers, entry).map(|r| (r.server, r.version)).collect();
     }

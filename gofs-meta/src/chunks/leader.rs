@@ -10,7 +10,7 @@ use gofs_tree::{ChunkId, ChunkServerId, ChunkVersion, SessionId};
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{ChunkConfig, Directory, Disk, Repairs, Reported, ServerTable, View};
+use super::{ChunkConfig, Copy, Directory, Disk, Repairs, Reported, ServerTable, View};
 
 /// Instructions that may wait for a server to read them. More are not sent: the planner asks again.
 const LINK_QUEUE: usize = 4096;
@@ -234,6 +234,7 @@ impl Leader {
         server.in_flight = status.in_flight;
         server.load = if status.load.is_finite() { status.load } else { 0.0 };
         server.corrupt_blocks_total = status.corrupt_blocks_total;
+        server.cpu_latency = status.cpu_latency;
         server.placed = 0;
     }
 
@@ -320,6 +321,12 @@ impl Leader {
         }
         self.watch_cursor = next.last().map_or(ChunkId(0), |last| ChunkId(last.0.saturating_add(1)));
         next
+    }
+
+    /// A copy to make now, if there is one and the bounds allow it.
+    pub fn next_copy(&mut self, config: &ChunkConfig, now: Instant) -> Option<Copy> {
+        let Leader { repairs, servers, directory, rng, .. } = self;
+        repairs.next(config, servers, |chunk| directory.entry(chunk), now, rng)
     }
 
     /// Forgets deletions that were not answered in time, so that they are asked for again.

@@ -30,6 +30,9 @@ pub struct View<'a> {
     pub write_patience: Duration,
 }
 
+/// Servers, with the addresses of their data doors.
+pub type Servers = Vec<(ChunkServerId, String)>;
+
 /// Where a chunk is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Location {
@@ -37,8 +40,8 @@ pub enum Location {
     At {
         /// The committed version, or 0 where the location is good for reading only.
         version: ChunkVersion,
-        /// Servers with the addresses of their data doors.
-        servers: Vec<(ChunkServerId, String)>,
+        /// The servers.
+        servers: Servers,
     },
     /// Not known yet, or about to change: ask again after a short pause (answer RETRY).
     Wait,

@@ -30,24 +30,25 @@ mod change;
 mod config;
 mod directory;
 mod judge;
-pub(crate) mod leader;
+mod leader;
 mod locate;
-pub mod placement;
+mod placement;
 mod repairs;
 mod servers;
 mod service;
 mod version;
 
 #[cfg(test)]
-mod service_tests;
-#[cfg(test)]
 mod simulation;
 
-pub use change::{Change, Step};
+use change::{Change, Step};
+use directory::{Directory, Entry, Replica, Reported};
+use judge::{Record, judge};
+use locate::{View, Write, locate, locate_to_write};
+use repairs::{Copy, Repairs};
+use servers::{Disk, Server, ServerTable};
+
 pub use config::ChunkConfig;
-pub use directory::{Directory, Entry, Replica, Reported};
-pub use judge::{Health, Record, Verdict, judge};
-pub use locate::{Location, READ_ONLY, View, Write, locate, locate_to_write};
-pub use repairs::{Copy, Repairs};
-pub use servers::{Disk, Server, ServerTable};
-pub use service::{Capacity, ChunkService, ChunkStatus, ReplicaStatus, ServerStatus};
+pub use judge::Health;
+pub use locate::{Location, READ_ONLY, Servers};
+pub use service::{Capacity, ChunkService, ServerStatus};

@@ -63,11 +63,13 @@ pub fn choose(
     chosen
 }
 
-/// How likely the server is taken; `None` where it has no room or is not known well enough.
+/// How likely the server is taken; `None` where it has no room or is not known well enough. What was placed since it
+/// said how much room it has makes it less likely, but is no reason to call it full: most chunks are small.
 fn weight(server: &Server, reserve_bytes: (u64, u64)) -> Option<f64> {
-    let room = server.room_bytes(reserve_bytes).saturating_sub(u64::from(server.placed) * EXPECTED_BYTES);
+    let room = server.room_bytes(reserve_bytes);
+    let left = room.saturating_sub(u64::from(server.placed) * EXPECTED_BYTES).max(1);
     let load = f64::from(server.in_flight) + f64::from(server.placed) + server.load.max(0.0);
-    (server.described && room > 0).then(|| room as f64 / (1.0 + load))
+    (server.described && room > 0).then(|| left as f64 / (1.0 + load))
 }
 
 #[cfg(test)]
@@ -124,6 +126,16 @@ mod tests {
         let mut three = choose(&servers, &[], &[], 3, RESERVE, &mut rng);
         three.sort();
         assert_eq!(three, [ChunkServerId(1), ChunkServerId(2)]);
+    }
+
+    #[test]
+    fn many_small_chunks_at_once_do_not_make_a_server_full() {
+        let mut servers = table(&[("a", "", 2 << 30)]);
+        let mut rng = StdRng::seed_from_u64(4);
+        for _ in 0..10_000 {
+            assert_eq!(choose(&servers, &[], &[], 1, RESERVE, &mut rng), [ChunkServerId(1)]);
+            servers.get_mut(ChunkServerId(1)).unwrap().placed += 1;
+        }
     }
 
     #[test]

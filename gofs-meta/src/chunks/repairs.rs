@@ -64,11 +64,6 @@ impl Repairs {
         self.running.len()
     }
 
-    /// Chunks that wait for a copy.
-    pub fn waiting(&self) -> usize {
-        self.danger.len()
-    }
-
     /// The next copy that may begin now; it counts as running until [`finished`](Self::finished).
     pub fn next<'a>(
         &mut self,

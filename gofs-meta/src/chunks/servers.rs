@@ -59,6 +59,8 @@ pub struct Server {
     pub load: f64,
     /// Corrupt blocks found in its life.
     pub corrupt_blocks_total: u64,
+    /// What it does about processor latency, in words.
+    pub cpu_latency: String,
     /// Chunks placed on it since its last status.
     pub placed: u32,
 }
@@ -119,6 +121,7 @@ impl ServerTable {
             in_flight: 0,
             load: 0.0,
             corrupt_blocks_total: 0,
+            cpu_latency: String::new(),
             placed: 0,
         });
         server.address = address;

@@ -259,8 +259,7 @@ impl Cluster {
     ) -> bool {
         let record = self.state[&chunk].record;
         let Some(entry) = self.directory.entry(chunk) else { return false };
-        let (mut change, mut step) =
-            Change::start(self.term, chunk, &record, entry, &self.servers, without, target);
+        let (mut change, mut step) = Change::start(self.term, &record, entry, &self.servers, without, target);
         loop {
             if self.chance(2) {
                 self.elect();

@@ -26,7 +26,6 @@ use std::time::Duration;
 use gofs_tree::{Ino, LeaseEpoch, LeaseMode, Name, SessionId};
 
 pub use contention::CONTENDED_FOR;
-pub use crossing::Overdue;
 pub use grant::Grant;
 pub use resume::HeldLease;
 pub use table::{LeaseInfo, LeaseTable};

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use gofs_tree::{Ino, LeaseEpoch, LeaseMode, Name, SessionId};
 
+use super::crossing::Overdue;
 use super::*;
 
 const A: SessionId = SessionId(1);

@@ -14,7 +14,7 @@ mod tests;
 use gofs_tree::SessionId;
 
 pub use range::LockRange;
-pub use table::{LOCKS_PER_SESSION_MAX, LockTable, SetOutcome};
+pub use table::{LockTable, SetOutcome};
 
 /// Who locks: the kernel's owner of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

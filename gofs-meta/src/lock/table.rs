@@ -7,7 +7,7 @@ use gofs_tree::{FsError, Ino, SessionId};
 use super::{Lock, LockOwner, LockRange, WaitId};
 
 /// Most locks and waiting requests of one session: a bound on what one mount can make the server keep.
-pub const LOCKS_PER_SESSION_MAX: usize = 100_000;
+const LOCKS_PER_SESSION_MAX: usize = 100_000;
 
 /// What became of a request for a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use gofs_wakeful::Wakeful;
 use openraft::entry::RaftPayload;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
@@ -28,11 +29,12 @@ pub(crate) struct LogStore {
     log: EditLog,
     /// Entries up to here may go with the next purge.
     spared: Arc<Mutex<Option<LogPosition>>>,
+    wakeful: Arc<Wakeful>,
 }
 
 impl LogStore {
-    pub fn new(log: EditLog) -> Self {
-        LogStore { log, spared: Arc::default() }
+    pub fn new(log: EditLog, wakeful: Arc<Wakeful>) -> Self {
+        LogStore { log, spared: Arc::default(), wakeful }
     }
 
     async fn wait(&self, ask: impl FnOnce(Done)) -> io::Result<()> {
@@ -154,6 +156,8 @@ impl RaftLogStorage<Types> for LogStore {
         for entry in entries {
             records.push((position_of(&entry.log_id), encode_payload(&entry.payload)?));
         }
+        // Entries come with requests, here or at the leader; ticks bring none.
+        self.wakeful.touch();
         self.log.append(records, Box::new(move |result| callback.io_completed(result)));
         Ok(())
     }
@@ -180,6 +184,8 @@ impl RaftLogStorage<Types> for LogStore {
 
 #[cfg(test)]
 mod tests {
+    use gofs_wakeful::CpuLatency;
+
     use super::*;
     use crate::editlog::EditLogConfig;
 
@@ -190,7 +196,7 @@ mod tests {
     async fn store(dir: &std::path::Path, entries: u64) -> LogStore {
         let config =
             EditLogConfig { dir: dir.to_owned(), segment_bytes: 1 << 16, cache_bytes: 1 << 20, salt: 7 };
-        let store = LogStore::new(EditLog::open(&config).unwrap());
+        let store = LogStore::new(EditLog::open(&config).unwrap(), Arc::new(Wakeful::start(CpuLatency::Off)));
         let records = (1..=entries).map(|index| (at(index), Bytes::from_static(&[BLANK])));
         store.wait(|done| store.log.append(records.collect(), done)).await.unwrap();
         store

@@ -6,15 +6,15 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use gofs_proto::{convert, session as wire};
-use gofs_tree::{Edit, EditOp, EditSeq, FsError, Ino, Outcome, SessionId, Store};
+use gofs_proto::session as wire;
+use gofs_tree::{ChunkId, Edit, EditOp, EditSeq, FsError, Ino, Outcome, Store};
 
 use super::answer::Answer;
 use super::connection::Member;
-use super::edits::hold_until_known;
+use super::edits::{self, hold_until_known, received};
 use super::operation::Operation;
-use super::plan::BatchPlan;
-use super::{AGAIN_MAX, Refusal};
+use super::plan::{Meaning, Numbers, Plan};
+use super::{AGAIN_MAX, Refusal, chunk_map, slices};
 use crate::command::{Command, CommandOutcome};
 
 /// Most edits of one batch: enough to make its commit's cost small for each, few enough that others do not wait long
@@ -28,17 +28,14 @@ pub(super) async fn serve(
     request: wire::Batch,
     answer: Answer<wire::Batch>,
 ) -> Result<(), Refusal> {
-    let edits = request.edits.iter().map(|bytes| convert::edit(bytes)).collect::<Result<Vec<Edit>, _>>()?;
-    if edits.is_empty() || edits.len() > EDITS_MAX || request.first_seq == 0 {
-        return Err(Refusal::BadRequest(format!("1 to {EDITS_MAX} edits, numbered from 1")));
-    }
-    if edits.iter().any(|edit| holders(&edit.op).iter().any(|&holder| holder != member.session)) {
+    let edits = received(&request.edits, request.first_seq, EDITS_MAX)?;
+    if edits.iter().any(|edit| edit.op.holders().iter().any(|&holder| holder != member.session)) {
         return Err(Refusal::BadRequest("who else has an inode open is the server's to say".into()));
     }
-    let operation = begin(&member, &edits).await?;
     let sequence = Sequence { first: EditSeq(request.first_seq), answered: EditSeq(request.answered_seq) };
-    let (operation, results) = commit(&member, operation, sequence, &edits).await?;
+    let (operation, results) = commit(&member, sequence, &edits).await?;
     let shown = Shown::read(&member, &edits, &results)?;
+    chunk_map::placed(&member, &request.placed, &shown.chunks)?;
     operation.finish(|grants| {
         for &ino in &shown.gone {
             grants.leases.forget_inode(ino);
@@ -52,25 +49,16 @@ pub(super) async fn serve(
     Ok(())
 }
 
-/// Sessions that the author says have an inode open.
-fn holders(op: &EditOp) -> &[SessionId] {
-    match op {
-        EditOp::Unlink { holders, .. } | EditOp::Rmdir { holders, .. } | EditOp::Rename { holders, .. } => {
-            holders
-        }
-        _ => &[],
-    }
+fn plan(member: &Member, edits: &[Edit]) -> Result<Plan, Refusal> {
+    edits::plan(member, edits, Numbers::ChosenByAuthor)
 }
 
-fn plan(member: &Member, edits: &[Edit]) -> Result<BatchPlan, Refusal> {
-    let plan = BatchPlan::of(&member.tree(), edits)?;
-    plan.ok_or_else(|| Refusal::BadRequest("an edit that only servers make".into()))
-}
-
-/// Waits for the turn of all edits.
-async fn begin(member: &Arc<Member>, edits: &[Edit]) -> Result<Operation, Refusal> {
+/// Waits for the turn of all edits, and plans them for the tree as it is then.
+async fn begin(member: &Arc<Member>, edits: &[Edit]) -> Result<(Operation, Plan), Refusal> {
+    let state = member.term.shared.group.state();
     for _ in 0..AGAIN_MAX {
         // What the names mean is known only when the operation runs; then they may mean something else.
+        let applied = state.applied();
         let expected = plan(member, edits)?;
         let operation =
             member.operate_firmly(expected.needs.clone()).await.map_err(|refusal| match refusal {
@@ -78,8 +66,12 @@ async fn begin(member: &Arc<Member>, edits: &[Edit]) -> Result<Operation, Refusa
                 Refusal::Fs(FsError::Stale) => Refusal::Retry("another session's edits go first".into()),
                 other => other,
             })?;
-        if plan(member, edits)?.is_within(&expected) {
-            return Ok(operation);
+        if state.applied() == applied {
+            return Ok((operation, expected));
+        }
+        let now = plan(member, edits)?;
+        if now.is_within(&expected) {
+            return Ok((operation, now));
         }
     }
     Err(Refusal::Retry("the names keep changing".into()))
@@ -91,22 +83,34 @@ struct Sequence {
     answered: EditSeq,
 }
 
-/// Commits the edits: as one entry, unless it depends on the success of some who holds what others remove.
+/// Commits the edits: as one entry, unless it depends on the success of some who holds what others remove, or one needs
+/// quota that other sessions have slices of.
 async fn commit(
     member: &Arc<Member>,
-    operation: Operation,
     sequence: Sequence,
     edits: &[Edit],
 ) -> Result<(Operation, Results), Refusal> {
+    let (mut operation, mut plan) = begin(member, edits).await?;
     let mut results = Results::with_capacity(edits.len());
     while results.len() < edits.len() {
-        let left = &edits[results.len()..];
-        let part = fill_in(member, &operation, left)?;
+        let part = fill_in(&operation, &edits[results.len()..], &plan.removes);
         let (session, count) = (member.session, part.len());
         let first_seq = EditSeq(sequence.first.0.saturating_add(results.len() as u64));
         let command = Command::Batch { session, first_seq, answered: sequence.answered, edits: part };
         match member.term.shared.group.propose(command).await {
-            Ok(CommandOutcome::Edits(part)) if part.len() == count => results.extend(part),
+            Ok(CommandOutcome::Edits(part)) if part.len() == count => {
+                results.extend(part);
+                if results.len() < edits.len() {
+                    plan = self::plan(member, &edits[results.len()..])?;
+                }
+            }
+            Ok(CommandOutcome::Edits(part)) if part.len() < count => {
+                results.extend(part);
+                // Whoever has the slices may need these inodes first.
+                drop(operation);
+                slices::recall(&member.term, &member.space, Some(session)).await?;
+                (operation, plan) = begin(member, &edits[results.len()..]).await?;
+            }
             Ok(CommandOutcome::Refused(refusal)) => return Err(refusal.into()),
             Ok(other) => return Err(Refusal::Retry(format!("the state answered {other:?} to edits"))),
             Err(error) => {
@@ -120,30 +124,27 @@ async fn commit(
 
 /// The first of these edits, at least one, with the sessions that have open what they remove. Where other sessions
 /// have an inode open that an edit removes only if some before it fail, those come first.
-fn fill_in(member: &Member, operation: &Operation, edits: &[Edit]) -> Result<Vec<Edit>, Refusal> {
-    let removes = plan(member, edits)?.removes;
+fn fill_in(operation: &Operation, edits: &[Edit], removes: &[Meaning]) -> Vec<Edit> {
     let open = operation.holders_among(removes.iter().flat_map(|removed| removed.possible.iter().copied()));
     let unclear = |at: &usize| {
         let removed = &removes[*at];
         removed.possible.iter().any(|&ino| removed.likely != Some(ino) && open.contains_key(&ino))
     };
     let upto = (1..edits.len()).find(unclear).unwrap_or(edits.len());
-    let part = edits[..upto].iter().zip(&removes).map(|(edit, removed)| {
+    let part = edits[..upto].iter().zip(removes).map(|(edit, removed)| {
         let mut edit = edit.clone();
-        if let EditOp::Unlink { holders, .. }
-        | EditOp::Rmdir { holders, .. }
-        | EditOp::Rename { holders, .. } = &mut edit.op
-        {
+        if let Some(holders) = edit.op.holders_mut() {
             holders.extend(removed.likely.and_then(|ino| open.get(&ino)).into_iter().flatten());
             holders.sort_unstable();
             holders.dedup();
         }
         edit
     });
-    Ok(part.collect())
+    part.collect()
 }
 
 /// What the answer shows, as it is after all edits.
+#[derive(Default)]
 struct Shown {
     /// Made by the batch and still there.
     made: Vec<Ino>,
@@ -153,13 +154,14 @@ struct Shown {
     orphans: Vec<Ino>,
     /// Inodes whose content or attributes were edited.
     attrs: HashMap<Ino, wire::Attr>,
+    /// Chunks that files got and still have.
+    chunks: Vec<ChunkId>,
 }
 
 impl Shown {
     fn read(member: &Member, edits: &[Edit], results: &Results) -> Result<Shown, Refusal> {
         let tree = member.tree();
-        let mut shown =
-            Shown { made: Vec::new(), gone: Vec::new(), orphans: Vec::new(), attrs: HashMap::new() };
+        let mut shown = Shown::default();
         let mut removed: BTreeSet<Ino> = BTreeSet::new();
         for (edit, result) in edits.iter().zip(results) {
             if let Some(ino) = content_of(&edit.op)
@@ -171,6 +173,11 @@ impl Shown {
             let Ok(outcome) = result else { continue };
             if matches!(edit.op, EditOp::Create { .. }) && tree.inode(outcome.ino)?.is_some() {
                 shown.made.push(outcome.ino);
+            }
+            if let EditOp::AddChunk { ino, index, chunk } = edit.op
+                && tree.chunk(ino, index)?.is_some_and(|reference| reference.chunk == chunk)
+            {
+                shown.chunks.push(chunk);
             }
             removed.extend(outcome.removed);
         }
@@ -202,6 +209,14 @@ fn content_of(op: &EditOp) -> Option<Ino> {
         | EditOp::Allocate { ino, .. }
         | EditOp::Punch { ino, .. }
         | EditOp::SetAttr { ino, .. } => Some(*ino),
-        _ => None,
+        EditOp::Create { .. }
+        | EditOp::Link { .. }
+        | EditOp::Unlink { .. }
+        | EditOp::Rmdir { .. }
+        | EditOp::Rename { .. }
+        | EditOp::SetXattr { .. }
+        | EditOp::RemoveXattr { .. }
+        | EditOp::AddChunk { .. }
+        | EditOp::ReleaseOrphan { .. } => None,
     }
 }

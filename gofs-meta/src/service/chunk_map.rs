@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use gofs_proto::{convert, session as wire};
 use gofs_tree::{
-    ChunkId, ChunkIndex, ChunkRef, ChunkServerId, ChunkVersion, EditOp, FileType, FsError, Ino, Store,
+    ChunkId, ChunkIndex, ChunkRef, ChunkServerId, ChunkSize, ChunkVersion, EditOp, FileType, FsError, Ino,
+    Inode, Store,
 };
 
 use super::Refusal;
@@ -22,7 +23,7 @@ const MAP_MAX: u32 = 8192;
 /// Most chunks of one Allocate.
 const ALLOCATE_MAX: usize = 1024;
 /// Version of a chunk that was just made.
-const FIRST_VERSION: ChunkVersion = ChunkVersion(1);
+pub(super) const FIRST_VERSION: ChunkVersion = ChunkVersion(1);
 
 /// A chunk as a reply shows it; `None` where it reads as zeros. Without replicas where none can be
 /// reached: other chunks of the file may be well.
@@ -45,14 +46,14 @@ fn shown(
 }
 
 /// What will be different after a pause is to be asked again.
-fn busy(error: FsError) -> Refusal {
+pub(super) fn busy(error: FsError) -> Refusal {
     match error {
         FsError::Busy => Refusal::Retry("the ChunkServers are not ready for that yet".into()),
         other => other.into(),
     }
 }
 
-fn to_wire(
+pub(super) fn to_wire(
     index: ChunkIndex,
     chunk: ChunkId,
     blocks_4k: u32,
@@ -66,6 +67,27 @@ fn to_wire(
         version: version.0,
         blocks_4k,
         replicas: replicas.into_iter().map(replica).collect(),
+    }
+}
+
+/// Chunk 0 of a file that can have no other, where it can be read from right now.
+pub(super) fn only_chunk(
+    member: &Member,
+    tree: &TreeView,
+    ino: Ino,
+    record: &Inode,
+    chunk_size: ChunkSize,
+) -> Result<Option<wire::ChunkLocation>, FsError> {
+    let in_one = record.file_type == FileType::File && record.size <= u64::from(chunk_size.bytes());
+    if !in_one || record.size == 0 || !record.inline.is_empty() {
+        return Ok(None);
+    }
+    let Some(reference) = tree.chunk(ino, ChunkIndex(0))? else { return Ok(None) };
+    match member.term.shared.chunks.for_reading(reference.chunk) {
+        Location::At { version, servers } => {
+            Ok(Some(to_wire(ChunkIndex(0), reference.chunk, reference.blocks_4k, version, servers)))
+        }
+        _ => Ok(None),
     }
 }
 
@@ -153,6 +175,22 @@ pub(super) async fn allocate(
     }
     chunks.sort_by_key(|chunk| chunk.index);
     operation.finish(|_| answer.send(&wire::AllocateReply { chunks }));
+    Ok(())
+}
+
+/// Remembers where its author put the chunks that a batch gave to files, where that is news.
+pub(super) fn placed(member: &Member, placed: &[wire::Placed], added: &[ChunkId]) -> Result<(), Refusal> {
+    for placed in placed.iter().filter(|placed| added.contains(&ChunkId(placed.chunk))) {
+        let chunk = ChunkId(placed.chunk);
+        let record = own_chunk(member, chunk)?;
+        if record.version == FIRST_VERSION {
+            // The namespace may ask for fewer since they were chosen: the record says how many can have it.
+            let copies = record.copies.max(1) as usize;
+            let servers: Vec<ChunkServerId> =
+                placed.servers.iter().copied().map(ChunkServerId).take(copies).collect();
+            member.term.shared.chunks.assigned(chunk, FIRST_VERSION, &servers);
+        }
+    }
     Ok(())
 }
 

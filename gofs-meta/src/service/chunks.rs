@@ -4,12 +4,10 @@ use std::pin::Pin;
 
 use gofs_tree::{ChunkId, ChunkServerId, ChunkVersion, FsError, SessionId};
 
-use crate::chunks::{ChunkService, Location};
+use crate::chunks::{Capacity, ChunkService, Location, Servers};
 
 /// A future whose type has no name.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-/// Servers, with the addresses of their data doors.
-pub type Servers = Vec<(ChunkServerId, String)>;
 
 /// Places chunks and knows where they are. [`FsError::Busy`] means: ask again after a pause.
 pub trait Chunks: Send + Sync + 'static {
@@ -30,15 +28,15 @@ pub trait Chunks: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<(ChunkVersion, Servers), FsError>>;
     /// A read found no chunk, or bad bytes.
     fn bad_replica(&self, chunk: ChunkId, server: ChunkServerId, corrupt: bool);
-    /// Bytes of all living servers: total, free.
-    fn capacity(&self) -> (u64, u64);
+    /// Room on the live servers.
+    fn capacity(&self) -> Capacity;
     /// Tells the ChunkServers to refuse the session's writes; waits for those that live, with a bound.
     fn fence(&self, session: SessionId) -> BoxFuture<'_, ()>;
 }
 
 impl Chunks for ChunkService {
     fn for_reading(&self, chunk: ChunkId) -> Location {
-        self.replicas(chunk)
+        ChunkService::for_reading(self, chunk)
     }
 
     fn for_writing(&self, chunk: ChunkId) -> BoxFuture<'_, Location> {
@@ -66,9 +64,8 @@ impl Chunks for ChunkService {
         ChunkService::bad_replica(self, chunk, server, corrupt);
     }
 
-    fn capacity(&self) -> (u64, u64) {
-        let capacity = ChunkService::capacity(self);
-        (capacity.total_bytes, capacity.free_bytes)
+    fn capacity(&self) -> Capacity {
+        ChunkService::capacity(self)
     }
 
     fn fence(&self, session: SessionId) -> BoxFuture<'_, ()> {

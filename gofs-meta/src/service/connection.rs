@@ -15,8 +15,8 @@ use super::space::{ConnectionId, Space};
 use super::term::Term;
 use super::{Refusal, Service};
 use super::{
-    batch, chunk_map, closed, edits, fetch, hello, keep_alive, locks, lookup, readdir, reserve, statfs,
-    xattrs,
+    batch, chunk_map, closed, edits, fetch, hello, keep_alive, locks, lookup, readdir, reserve, slices,
+    statfs, walk, xattrs,
 };
 use crate::lease::Need;
 use crate::state::TreeView;
@@ -179,15 +179,22 @@ impl LinkHandler for Connection {
             link.refuse(request.id, &Refusal::NoSession.to_failure());
             return;
         }
+        // A mount that is idle keeps its session alive, and nobody awake.
+        if request.kind != wire::KeepAlive::KIND {
+            member.term.shared.group.wakeful().touch();
+        }
         match request.kind {
             wire::KeepAlive::KIND => self.spawn(link, member, request, keep_alive::keep_alive),
             wire::Goodbye::KIND => self.spawn(link, member, request, keep_alive::goodbye),
             wire::Lookup::KIND => self.spawn(link, member, request, lookup::serve),
             wire::Fetch::KIND => self.spawn(link, member, request, fetch::serve),
             wire::ReadDir::KIND => self.spawn(link, member, request, readdir::serve),
+            wire::Walk::KIND => self.spawn(link, member, request, walk::serve),
             wire::Edits::KIND => self.spawn(link, member, request, edits::serve),
             wire::Batch::KIND => self.spawn(link, member, request, batch::serve),
-            wire::Reserve::KIND => self.spawn(link, member, request, reserve::serve),
+            wire::Reserve::KIND => self.spawn(link, member, request, reserve::inos),
+            wire::ReserveChunks::KIND => self.spawn(link, member, request, reserve::chunks),
+            wire::Delegate::KIND => self.spawn(link, member, request, slices::serve),
             wire::Xattrs::KIND => self.spawn(link, member, request, xattrs::serve),
             wire::ChunkMap::KIND => self.spawn(link, member, request, chunk_map::serve),
             wire::Allocate::KIND => self.spawn(link, member, request, chunk_map::allocate),

@@ -1,8 +1,10 @@
 //! Edits: changes of the tree, each under the leases that it needs, committed through the EditLog.
 
+use std::slice;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use gofs_proto::{convert, session as wire};
 use gofs_tree::{Edit, EditOp, EditSeq, FileType, FsError, Ino, LeaseMode, Outcome, Store, Timestamp};
 
@@ -10,8 +12,8 @@ use super::answer::Answer;
 use super::connection::Member;
 use super::node::node;
 use super::operation::{Grants, Operation};
-use super::plan::Plan;
-use super::{AGAIN_MAX, Refusal};
+use super::plan::{Numbers, Plan};
+use super::{AGAIN_MAX, Refusal, slices};
 use crate::command::{Command, CommandOutcome};
 use crate::lease::Need;
 
@@ -57,10 +59,7 @@ pub(super) async fn serve(
     request: wire::Edits,
     answer: Answer<wire::Edits>,
 ) -> Result<(), Refusal> {
-    let edits = request.edits.iter().map(|bytes| convert::edit(bytes)).collect::<Result<Vec<Edit>, _>>()?;
-    if edits.is_empty() || edits.len() > EDITS_MAX || request.first_seq == 0 {
-        return Err(Refusal::BadRequest(format!("1 to {EDITS_MAX} edits, numbered from 1")));
-    }
+    let edits = received(&request.edits, request.first_seq, EDITS_MAX)?;
     let opens = Opens { here: request.open_here, keep: request.keep_open };
     let answered = EditSeq(request.answered_seq);
     let last = edits.len() - 1;
@@ -84,6 +83,14 @@ pub(super) async fn serve(
     Ok(())
 }
 
+/// The edits of a request that may have so many.
+pub(super) fn received(edits: &[Bytes], first_seq: u64, most: usize) -> Result<Vec<Edit>, Refusal> {
+    if edits.is_empty() || edits.len() > most || first_seq == 0 {
+        return Err(Refusal::BadRequest(format!("1 to {most} edits, numbered from 1")));
+    }
+    Ok(edits.iter().map(|bytes| convert::edit(bytes)).collect::<Result<Vec<Edit>, _>>()?)
+}
+
 /// Waits for the edit's turn and commits it.
 async fn run(
     member: &Arc<Member>,
@@ -94,10 +101,11 @@ async fn run(
 ) -> Result<Result<Done, FsError>, Refusal> {
     for _ in 0..AGAIN_MAX {
         // What the names mean is known only when the operation runs; then they may mean something else.
-        let expected = plan(member, &edit.op)?;
+        let plan = || plan(member, slice::from_ref(&edit), Numbers::ChosenHere);
+        let expected = plan()?;
         let operation = member.operate(expected.needs.clone()).await?;
-        let plan = plan(member, &edit.op)?;
-        if !plan.inodes.iter().all(|ino| expected.inodes.contains(ino)) {
+        let plan = plan()?;
+        if !plan.is_within(&expected) {
             continue;
         }
         let edit = fill_in(member, &operation, &edit, &plan, opens)?;
@@ -106,22 +114,29 @@ async fn run(
         let session = member.session;
         let command = Command::Edits { session, first_seq: seq, answered, edits: vec![edit] };
         let outcome = match member.term.shared.group.propose(command).await {
-            Ok(CommandOutcome::Edits(results)) => results.into_iter().next(),
+            Ok(CommandOutcome::Edits(results)) => match results.into_iter().next() {
+                Some(result) => result,
+                None => {
+                    // It needs quota that is in slices. Whoever has them may need these inodes first.
+                    drop(operation);
+                    slices::recall(&member.term, &member.space, None).await?;
+                    continue;
+                }
+            },
             Ok(CommandOutcome::Refused(refusal)) => return Err(refusal.into()),
-            Ok(_) => None,
+            Ok(other) => return Err(Refusal::Retry(format!("the state answered {other:?} to edits"))),
             Err(error) => {
                 hold_until_known(member.clone(), operation);
                 return Err(error.into());
             }
         };
-        let outcome =
-            match outcome.ok_or_else(|| Refusal::Retry("the state did not answer an edit".into()))? {
-                Ok(outcome) => outcome,
-                Err(error) => return Ok(Err(error)),
-            };
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(error) => return Ok(Err(error)),
+        };
         return Ok(Ok(show(member, operation, plan, outcome, chosen, new, opens).await?));
     }
-    Err(Refusal::Retry("the names keep changing".into()))
+    Err(Refusal::Retry("the names or the quota keep changing".into()))
 }
 
 /// An edit whose outcome is not known may still be committed later. Until that is settled nobody may look at what it
@@ -137,8 +152,9 @@ pub(super) fn hold_until_known(member: Arc<Member>, operation: Operation) {
     });
 }
 
-fn plan(member: &Member, op: &EditOp) -> Result<Plan, Refusal> {
-    let plan = Plan::of(&member.tree(), op)?;
+/// The plan of edits for the tree as it is now.
+pub(super) fn plan(member: &Member, edits: &[Edit], numbers: Numbers) -> Result<Plan, Refusal> {
+    let plan = Plan::of(&member.tree(), edits, numbers)?;
     plan.ok_or_else(|| Refusal::BadRequest("an edit that only servers make".into()))
 }
 
@@ -151,22 +167,18 @@ fn fill_in(
     opens: Opens,
 ) -> Result<Edit, Refusal> {
     let mut edit = edit.clone();
-    match &mut edit.op {
-        EditOp::Create { ino, .. } => {
-            if ino.0 != 0 {
-                return Err(Refusal::BadRequest("a new inode's number is the server's to choose".into()));
-            }
-            *ino = member.space.new_ino();
+    if let EditOp::Create { ino, .. } = &mut edit.op {
+        if ino.0 != 0 {
+            return Err(Refusal::BadRequest("a new inode's number is the server's to choose".into()));
         }
-        EditOp::Unlink { holders, .. } | EditOp::Rmdir { holders, .. } | EditOp::Rename { holders, .. } => {
-            *holders = plan.removes.map(|ino| operation.holders(ino)).unwrap_or_default();
-            if plan.removes.is_some() && opens.here {
-                holders.push(member.session);
-            }
-            holders.sort_unstable();
-            holders.dedup();
-        }
-        _ => {}
+        *ino = member.space.new_ino();
+    }
+    if let Some(holders) = edit.op.holders_mut() {
+        let removed = plan.removes.first().and_then(|removed| removed.likely);
+        *holders = removed.map(|ino| operation.holders(ino)).unwrap_or_default();
+        holders.extend((removed.is_some() && opens.here).then_some(member.session));
+        holders.sort_unstable();
+        holders.dedup();
     }
     Ok(edit)
 }

@@ -72,8 +72,6 @@ pub(super) async fn serve(
         chunk_size: record.config.chunk_size.bytes(),
         inline_max: record.config.inline_max,
         replicas: record.config.replicas,
-        quota_bytes: record.config.quota_bytes,
-        quota_inodes: record.config.quota_inodes,
         validity_ms: u32::try_from(term.shared.times.validity.as_millis()).unwrap_or(u32::MAX),
         refused_leases: Vec::new(),
         applied_seq: applied.0,

@@ -4,8 +4,8 @@ use std::pin::Pin;
 
 use gofs_tree::{FsError, Ino, NamespaceId};
 
-use super::Service;
-use crate::admin::{LeaseSummary, SessionInfo, SessionSummary};
+use super::{Service, slices};
+use crate::admin::{LeaseSummary, Metering, SessionInfo, SessionSummary};
 
 impl SessionInfo for Service {
     fn sessions(&self) -> Vec<SessionSummary> {
@@ -14,12 +14,21 @@ impl SessionInfo for Service {
         let mut summaries = Vec::with_capacity(sessions.len());
         for state in sessions {
             let space = term.known_space(state.namespace);
-            let (leases, recalls) = space.map_or((0, 0), |space| space.lock().leases.load_of(state.session));
+            let (leases, recalls, report) = space.map_or_else(Default::default, |space| {
+                let inner = space.lock();
+                let (leases, recalls) = inner.leases.load_of(state.session);
+                (leases, recalls, inner.reports.get(&state.session).copied().unwrap_or_default())
+            });
             summaries.push(SessionSummary {
                 id: state.session,
                 leases: leases as u64,
                 heard_ago: state.silent,
                 recalls_pending: recalls as u64,
+                unsent_edits: report.unsent_edits,
+                unsent_bytes: report.unsent_bytes,
+                lost_edits: report.lost_edits,
+                lost_files: report.lost_files,
+                lost_bytes: report.lost_bytes,
             });
         }
         summaries
@@ -39,6 +48,18 @@ impl SessionInfo for Service {
 
     fn in_grace(&self) -> bool {
         self.term().is_ok_and(|term| term.in_grace())
+    }
+
+    fn meter(
+        &self,
+        namespace: NamespaceId,
+    ) -> Pin<Box<dyn Future<Output = Result<Metering, FsError>> + Send + '_>> {
+        Box::pin(async move {
+            let term = self.term().map_err(|_| FsError::Busy)?;
+            let space = term.space(namespace).map_err(|_| FsError::Busy)?;
+            let metering = slices::meter(&term, space).await.map_err(|_| FsError::Busy)?;
+            Ok(Box::new(metering) as Metering)
+        })
     }
 
     fn end_sessions(

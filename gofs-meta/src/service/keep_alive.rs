@@ -11,18 +11,15 @@ use super::connection::Member;
 /// Renews the session. Only a server that is sure to lead may do that: another leader would count from its own start.
 pub(super) async fn keep_alive(
     member: Arc<Member>,
-    _: wire::KeepAlive,
+    request: wire::KeepAlive,
     answer: Answer<wire::KeepAlive>,
 ) -> Result<(), Refusal> {
     member.term.shared.group.confirm_leader().await?;
     if !member.term.sessions.lock().heard(member.term.shared.now(), member.session) {
         return Err(Refusal::NoSession);
     }
-    let record = member.term.shared.group.state().namespace(member.namespace())?.ok_or(Refusal::NoSession)?;
-    answer.send(&wire::KeepAliveReply {
-        quota_bytes: record.config.quota_bytes,
-        quota_inodes: record.config.quota_inodes,
-    });
+    member.space.lock().reports.insert(member.session, request);
+    answer.send(&wire::KeepAliveReply {});
     Ok(())
 }
 

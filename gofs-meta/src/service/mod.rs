@@ -24,9 +24,11 @@ mod plan;
 mod readdir;
 mod refusal;
 mod reserve;
+mod slices;
 mod space;
 mod statfs;
 mod term;
+mod walk;
 mod xattrs;
 
 #[cfg(test)]
@@ -43,7 +45,7 @@ use crate::group::{MetaGroup, Role};
 use crate::lease::Now;
 use crate::session::SessionTimes;
 
-pub use chunks::{BoxFuture, Chunks, Servers};
+pub use chunks::{BoxFuture, Chunks};
 
 use connection::Connection;
 use refusal::Refusal;

@@ -1,4 +1,6 @@
-//! Which inodes edits need, and which they may take the last name from.
+//! Which inodes edits need, and which they may take the last name from: one edit, or a batch.
+//!
+//! [`Plan::of`] has the list of all kinds of edits; a kind that it forgets does not compile.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -6,62 +8,13 @@ use gofs_tree::{Edit, EditOp, FsError, Ino, Name, Store};
 
 use crate::lease::Need;
 
-/// What must be known about an edit before it may run.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Plan {
-    /// What it changes.
-    pub needs: Vec<Need>,
-    /// The inode that may lose its last name.
-    pub removes: Option<Ino>,
-    /// What is shown after it, besides what its outcome names: the directories it changed, the inodes it was about.
-    pub directories: Vec<Ino>,
-    pub inodes: Vec<Ino>,
-}
-
-impl Plan {
-    /// The plan for the tree as it is now; `None` for edits that only a server makes.
-    pub fn of(tree: &impl Store, op: &EditOp) -> Result<Option<Plan>, FsError> {
-        let named =
-            |parent: Ino, name: &Name| tree.entry(parent, name).map(|entry| entry.map(|entry| entry.ino));
-        let entry = |parent: Ino, name: &Name| Need::entries(parent, vec![name.clone()]);
-        let mut plan = Plan::default();
-        match op {
-            EditOp::Create { parent, name, .. } => {
-                plan.needs.push(entry(*parent, name));
-                plan.directories.push(*parent);
-            }
-            EditOp::Link { ino, parent, name } => {
-                plan.needs.push(entry(*parent, name));
-                plan.directories.push(*parent);
-                plan.inodes.push(*ino);
-            }
-            EditOp::Unlink { parent, name, .. } | EditOp::Rmdir { parent, name, .. } => {
-                plan.needs.push(entry(*parent, name));
-                plan.directories.push(*parent);
-                plan.removes = named(*parent, name)?;
-                plan.inodes.extend(plan.removes);
-            }
-            EditOp::Rename { parent, name, new_parent, new_name, flags, .. } => {
-                plan.needs.extend([entry(*parent, name), entry(*new_parent, new_name)]);
-                plan.directories.extend([*parent, *new_parent]);
-                let (moved, replaced) = (named(*parent, name)?, named(*new_parent, new_name)?);
-                plan.inodes.extend(moved.into_iter().chain(replaced));
-                plan.removes = replaced.filter(|_| !flags.exchange);
-            }
-            EditOp::SetAttr { ino, .. }
-            | EditOp::SetXattr { ino, .. }
-            | EditOp::RemoveXattr { ino, .. }
-            | EditOp::WriteInline { ino, .. }
-            | EditOp::Extend { ino, .. }
-            | EditOp::Allocate { ino, .. }
-            | EditOp::Punch { ino, .. } => plan.inodes.push(*ino),
-            EditOp::AddChunk { .. } | EditOp::ReleaseOrphan { .. } => return Ok(None),
-        }
-        plan.directories.dedup();
-        plan.inodes.dedup();
-        plan.needs.extend(plan.inodes.iter().copied().map(Need::change));
-        Ok(Some(plan))
-    }
+/// Who chooses the numbers of what edits make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Numbers {
+    /// The server, when it commits them; a chunk is given by `Allocate`.
+    ChosenHere,
+    /// Their author, of those that are reserved for its session.
+    ChosenByAuthor,
 }
 
 /// What a name stands for between the edits of a batch.
@@ -75,17 +28,21 @@ pub(super) struct Meaning {
 
 /// What must be known about edits that are committed together, each seeing what those before it did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct BatchPlan {
+pub(super) struct Plan {
     /// What they change, one need for each inode. Inodes that are not in the tree yet need nothing: nobody knows them.
     /// The names of a directory are in order.
     pub needs: Vec<Need>,
     /// For each edit, the inode that may lose its last name.
     pub removes: Vec<Meaning>,
+    /// Directories whose entries they change, in order.
+    pub directories: Vec<Ino>,
+    /// The inodes that they are about, in order: those that they change or give and take names.
+    pub inodes: Vec<Ino>,
 }
 
-impl BatchPlan {
+impl Plan {
     /// The plan for the tree as it is now; `None` where an edit is one that only a server makes.
-    pub fn of(tree: &impl Store, edits: &[Edit]) -> Result<Option<BatchPlan>, FsError> {
+    pub fn of(tree: &impl Store, edits: &[Edit], numbers: Numbers) -> Result<Option<Plan>, FsError> {
         let mut names = Names { tree, known: HashMap::new() };
         let mut entries: BTreeMap<Ino, BTreeSet<Name>> = BTreeMap::new();
         let mut inodes: BTreeSet<Ino> = BTreeSet::new();
@@ -139,28 +96,32 @@ impl BatchPlan {
                 | EditOp::Punch { ino, .. } => {
                     inodes.insert(*ino);
                 }
+                EditOp::AddChunk { ino, .. } if numbers == Numbers::ChosenByAuthor => {
+                    inodes.insert(*ino);
+                }
                 EditOp::AddChunk { .. } | EditOp::ReleaseOrphan { .. } => return Ok(None),
             }
             removes.push(removed);
         }
         let mut needs = Vec::with_capacity(entries.len() + inodes.len());
         let is_new = |ino: &Ino| Ok::<_, FsError>(made.contains(ino) && tree.inode(*ino)?.is_none());
+        let directories = entries.keys().copied().collect();
         for (parent, names) in entries {
             if inodes.contains(&parent) || is_new(&parent)? {
                 continue;
             }
             needs.push(Need::entries(parent, names.into_iter().collect()));
         }
-        for ino in inodes {
+        for &ino in &inodes {
             if !is_new(&ino)? {
                 needs.push(Need::change(ino));
             }
         }
-        Ok(Some(BatchPlan { needs, removes }))
+        Ok(Some(Plan { needs, removes, directories, inodes: inodes.into_iter().collect() }))
     }
 
     /// Whether what this plan needs is among what `other` needs.
-    pub fn is_within(&self, other: &BatchPlan) -> bool {
+    pub fn is_within(&self, other: &Plan) -> bool {
         let theirs: HashMap<Ino, &[Name]> =
             other.needs.iter().map(|need| (need.ino, &need.names[..])).collect();
         self.needs.iter().all(|need| {

@@ -1,5 +1,8 @@
 use bytes::Bytes;
-use gofs_tree::{ChunkSize, MemoryStore, Mode, NamespaceLimits, NewNode, ROOT_INO, RenameFlags, Timestamp};
+use gofs_tree::{
+    ChunkId, ChunkIndex, ChunkSize, MemoryStore, Mode, NamespaceLimits, NewNode, ROOT_INO, RenameFlags,
+    Timestamp,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -47,12 +50,12 @@ fn tree() -> MemoryStore {
     tree
 }
 
-fn plan(ops: Vec<EditOp>) -> BatchPlan {
+fn plan(ops: Vec<EditOp>) -> Plan {
     let edits: Vec<Edit> = ops.into_iter().map(edit).collect();
-    BatchPlan::of(&tree(), &edits).unwrap().unwrap()
+    Plan::of(&tree(), &edits, Numbers::ChosenByAuthor).unwrap().unwrap()
 }
 
-fn needed(plan: &BatchPlan) -> Vec<u64> {
+fn needed(plan: &Plan) -> Vec<u64> {
     plan.needs.iter().map(|need| need.ino.0).collect()
 }
 
@@ -106,8 +109,27 @@ fn a_number_that_exists_already_is_needed_where_it_is_edited() {
 
 #[test]
 fn edits_of_servers_are_not_planned() {
-    let release = edit(EditOp::ReleaseOrphan { ino: Ino(100), session: gofs_tree::SessionId(1) });
-    assert_eq!(BatchPlan::of(&tree(), &[release]), Ok(None));
+    let planned = |op: EditOp, numbers| Plan::of(&tree(), &[edit(op)], numbers).unwrap().is_some();
+    let release = EditOp::ReleaseOrphan { ino: Ino(100), session: gofs_tree::SessionId(1) };
+    assert!(!planned(release, Numbers::ChosenByAuthor));
+    let add = EditOp::AddChunk { ino: Ino(100), index: ChunkIndex(0), chunk: ChunkId(1) };
+    assert!(planned(add.clone(), Numbers::ChosenByAuthor));
+    assert!(!planned(add, Numbers::ChosenHere), "a chunk that no server has placed");
+}
+
+#[test]
+fn what_a_plan_is_about_are_directories_and_inodes() {
+    let about = |op: EditOp| {
+        let plan = plan(vec![op]);
+        let numbers = |inos: &[Ino]| inos.iter().map(|ino| ino.0).collect::<Vec<u64>>();
+        (numbers(&plan.directories), numbers(&plan.inodes))
+    };
+    assert_eq!(about(create(ROOT_INO, 20, 0, NewNode::File)), (vec![1], vec![]));
+    assert_eq!(about(unlink(ROOT_INO, 0)), (vec![1], vec![100]));
+    assert_eq!(about(unlink(ROOT_INO, 20)), (vec![1], vec![]));
+    let over = rename((ROOT_INO, 0), (Ino(50), 1), RenameFlags::default());
+    assert_eq!(about(over), (vec![1, 50], vec![100]));
+    assert_eq!(about(EditOp::SetAttr { ino: Ino(101), change: Default::default() }), (vec![], vec![101]));
 }
 
 #[test]
@@ -143,7 +165,7 @@ proptest! {
     ) {
         let mut tree = tree();
         let edits: Vec<Edit> = ops.iter().map(|(op, _)| edit(op.clone())).collect();
-        let plan = BatchPlan::of(&tree, &edits).unwrap().unwrap();
+        let plan = Plan::of(&tree, &edits, Numbers::ChosenByAuthor).unwrap().unwrap();
         let needed: BTreeSet<Ino> = plan.needs.iter().map(|need| need.ino).collect();
         prop_assert!(plan.needs.iter().all(|need| need.access == Access::Change));
         let mut all_went = true;

@@ -57,6 +57,7 @@ pub(super) async fn serve(
             ino: entry.ino.0,
             file_type: convert::file_type_to_wire(entry.file_type),
             node: None,
+            chunk: None,
         };
         bytes += item.encoded_len() + node.as_ref().map_or(0, |node| node.encoded_len() + GRANT_BYTES);
         if bytes > PAGE_BYTES && !items.is_empty() {

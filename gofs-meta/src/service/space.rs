@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::answer::Answer;
 use super::{Refusal, Shared};
-use crate::lease::{Effect, LeaseTable, OpId, Recall, RecallId};
+use crate::lease::{Effect, LeaseTable, Now, OpId, Recall, RecallId};
 use crate::lock::{LockTable, WaitId};
 
 /// Numbers connections, so that what belongs to an old one is told from what belongs to its successor.
@@ -35,6 +35,12 @@ pub(crate) struct Inner {
     links: HashMap<SessionId, (ConnectionId, Arc<Link>)>,
     waiters: HashMap<OpId, Waiter>,
     pub lock_waits: HashMap<WaitId, LockWaiter>,
+    /// What each session said last about what it has not sent and what it has lost.
+    pub reports: HashMap<SessionId, wire::KeepAlive>,
+    /// Slices of the quota are not given before.
+    pub tight_until: Option<Now>,
+    /// So many changes of the quota are about to be made: everything is metered, and no slice is given.
+    pub metering: u32,
     over: bool,
 }
 
@@ -58,6 +64,9 @@ impl Space {
             links: HashMap::new(),
             waiters: HashMap::new(),
             lock_waits: HashMap::new(),
+            reports: HashMap::new(),
+            tight_until: None,
+            metering: 0,
             over: false,
         };
         Arc::new(Space { id, shared, next_ino: AtomicU64::new(next_ino.0), inner: Mutex::new(inner) })
@@ -184,6 +193,7 @@ impl Space {
         if let Some((connection, _)) = inner.links.remove(&session) {
             self.forget_waits(&mut inner, connection);
         }
+        inner.reports.remove(&session);
         let effects = inner.leases.end_session(self.shared.now(), session);
         self.perform(&mut inner, effects);
         let granted = inner.locks.end_session(session);
@@ -221,6 +231,11 @@ impl Inner {
     /// Whether this is the session's connection.
     pub fn is_current(&self, session: SessionId, connection: ConnectionId) -> bool {
         self.links.get(&session).is_some_and(|(current, _)| *current == connection)
+    }
+
+    /// The session's connection, if it has one.
+    pub fn link(&self, session: SessionId) -> Option<Arc<Link>> {
+        self.links.get(&session).map(|(_, link)| link.clone())
     }
 
     /// Why nothing can be done for a connection that is not current.

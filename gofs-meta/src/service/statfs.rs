@@ -19,11 +19,11 @@ pub(super) async fn serve(
     member.term.shared.group.confirm_leader().await?;
     let record = member.term.shared.group.state().namespace(member.namespace())?.ok_or(Refusal::NoSession)?;
     let (config, usage) = (record.config, record.usage);
-    let (total, free) = member.term.shared.chunks.capacity();
+    let capacity = member.term.shared.chunks.capacity();
     let replicas = u64::from(config.replicas.max(1));
-    let free_in_cluster = free / replicas;
+    let free_in_cluster = capacity.free_bytes / replicas;
     let (total_bytes, free_bytes) = match config.quota_bytes {
-        0 => (total / replicas, free_in_cluster),
+        0 => (capacity.total_bytes / replicas, free_in_cluster),
         quota => (quota, quota.saturating_sub(usage.bytes).min(free_in_cluster)),
     };
     let total_inodes = if config.quota_inodes == 0 { INODES_WITHOUT_QUOTA } else { config.quota_inodes };

@@ -141,7 +141,12 @@ impl Term {
     }
 
     pub fn new_chunk(&self) -> ChunkId {
-        ChunkId(self.next_chunk.fetch_add(1, Ordering::Relaxed))
+        self.new_chunks(1)
+    }
+
+    /// The first of so many.
+    pub fn new_chunks(&self, count: u32) -> ChunkId {
+        ChunkId(self.next_chunk.fetch_add(u64::from(count), Ordering::Relaxed))
     }
 
     /// Ends a session: commits that, has the ChunkServers refuse it if it was fenced, and only then frees what it

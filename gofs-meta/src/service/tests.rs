@@ -7,16 +7,16 @@ use gofs_proto::frame::Frame;
 use gofs_proto::session as wire;
 use gofs_proto::{CallError, Link, LinkHandler, PROTOCOL_VERSION, convert, door};
 use gofs_tree::{
-    ChunkId, ChunkServerId, ChunkVersion, Edit, EditOp, FsError, Ino, MetaServerId, Mode, Name, NewNode,
+    ChunkId, ChunkIndex, ChunkServerId, ChunkVersion, Edit, EditOp, FsError, Ino, Mode, Name, NewNode,
     ROOT_INO, SessionId, Timestamp,
 };
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 
-use super::{BoxFuture, Chunks, Servers, Service};
-use crate::chunks::Location;
+use super::{BoxFuture, Chunks, Service};
+use crate::chunks::{Capacity, Location, Servers};
 use crate::command::{Command, NamespaceConfig};
-use crate::group::{GroupConfig, MetaGroup};
+use crate::fixture::GroupOfOne;
 use crate::session::SessionTimes;
 
 /// Three servers; remembers what it was told.
@@ -59,8 +59,8 @@ impl Chunks for Paper {
         Box::pin(async move { Ok((version.next(), left)) })
     }
     fn bad_replica(&self, _: ChunkId, _: ChunkServerId, _: bool) {}
-    fn capacity(&self) -> (u64, u64) {
-        (1000, 600)
+    fn capacity(&self) -> Capacity {
+        Capacity { total_bytes: 1000, free_bytes: 600 }
     }
     fn fence(&self, session: SessionId) -> BoxFuture<'_, ()> {
         self.fenced.lock().push(session);
@@ -80,25 +80,16 @@ impl LinkHandler for Quiet {
 struct World {
     paper: Arc<Paper>,
     link: Arc<Link>,
-    _data: tempfile::TempDir,
+    _one: GroupOfOne,
 }
 
 async fn world(quota_bytes: u64) -> World {
-    let data = tempfile::tempdir().unwrap();
-    let config = GroupConfig::new(
-        MetaServerId(1),
-        data.path().into(),
-        "127.0.0.1:1".into(),
-        std::collections::BTreeMap::new(),
-    );
-    let group = MetaGroup::start(config).await.unwrap();
-    let mut leadership = group.leadership();
-    leadership.wait_for(|known| known.role == crate::group::Role::Leader).await.unwrap();
+    let one = GroupOfOne::start().await;
     let config = NamespaceConfig { quota_bytes, ..NamespaceConfig::default() };
     let command = Command::CreateNamespace { name: "demo".into(), config, time: Timestamp::default() };
-    group.propose(command).await.unwrap();
+    one.group.propose(command).await.unwrap();
     let paper = Arc::new(Paper::default());
-    let service = Service::new(group, paper.clone(), SessionTimes::default());
+    let service = Service::new(one.group.clone(), paper.clone(), SessionTimes::default());
     tokio::spawn(service.clone().run());
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -117,7 +108,7 @@ async fn world(quota_bytes: u64) -> World {
     loop {
         let link = Link::connect(address, Arc::new(Quiet), std::time::Duration::from_secs(5)).await.unwrap();
         if link.call(&hello, Vec::new()).await.is_ok() {
-            return World { paper, link, _data: data };
+            return World { paper, link, _one: one };
         }
         link.close();
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -182,6 +173,60 @@ async fn what_cannot_be_allocated_says_why() {
     assert_eq!(code(world.call(ask(ino.0)).await.unwrap_err()), wire::failure::Code::Retry);
     *world.paper.full.lock() = Some(FsError::NoSpace);
     let CallError::Refused(failure) = world.call(ask(ino.0)).await.unwrap_err() else { panic!() };
+    assert_eq!(failure.to_fs_error(), Ok(Some(FsError::NoSpace)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reserved_chunk_and_its_bytes_are_shown_by_one_batch() {
+    let world = world(0).await;
+    let ino = world.file().await;
+    let reserved = world.call(wire::ReserveChunks { count: 3 }).await.unwrap().chunks;
+    assert!(reserved.iter().all(|chunk| chunk.version == 1 && chunk.replicas.len() == 2));
+    let batch = |first_seq, chunk: u64, index| {
+        let ops = [
+            EditOp::AddChunk { ino, index: ChunkIndex(index), chunk: ChunkId(chunk) },
+            EditOp::Extend {
+                ino,
+                size: 5000,
+                mtime: Timestamp::default(),
+                blocks_4k: vec![(ChunkIndex(index), 2)],
+                clear_inline: false,
+            },
+        ];
+        let edit = |op| convert::edit_to_wire(&Edit { time: Timestamp::default(), op });
+        wire::Batch {
+            first_seq,
+            answered_seq: first_seq - 1,
+            edits: ops.map(edit).to_vec(),
+            placed: vec![wire::Placed { chunk, servers: vec![1, 2] }],
+        }
+    };
+    let errors = |reply: &wire::BatchReply| {
+        reply.results.iter().map(|result| FsError::from_code(result.fs_error)).collect::<Vec<_>>()
+    };
+    let first = batch(2, reserved[1].chunk, 0);
+    let reply = world.call(first.clone()).await.unwrap();
+    assert_eq!(errors(&reply), [None, None]);
+    assert_eq!(reply.results[1].attr.as_ref().map(|attr| attr.size), Some(5000));
+    assert_eq!(*world.paper.assigned.lock(), [ChunkId(reserved[1].chunk)], "readers find it there");
+    // Its answer was lost.
+    assert_eq!(world.call(first).await.unwrap(), reply);
+    let map = world.call(wire::ChunkMap { ino: ino.0, first: 0, count: 9 }).await.unwrap().chunks;
+    assert_eq!((map.len(), map[0].chunk, map[0].blocks_4k), (1, reserved[1].chunk, 2));
+    // One that is in use, one that nobody gave out, one for a range that has one: no bytes are shown without.
+    let invalid = vec![Some(FsError::Invalid); 2];
+    assert_eq!(errors(&world.call(batch(4, reserved[1].chunk, 1)).await.unwrap()), invalid);
+    assert_eq!(errors(&world.call(batch(6, 999, 1)).await.unwrap()), invalid);
+    let again = errors(&world.call(batch(8, reserved[0].chunk, 0)).await.unwrap());
+    assert_eq!(again[0], Some(FsError::Exists));
+    assert_eq!(world.paper.assigned.lock().len(), 2, "and of those no place is remembered");
+    // What the leader allocates by itself is another.
+    let own = world.call(wire::Allocate { ino: ino.0, indexes: vec![7] }).await.unwrap().chunks.remove(0);
+    assert!(own.chunk > reserved[2].chunk);
+    *world.paper.full.lock() = Some(FsError::NoSpace);
+    let CallError::Refused(failure) = world.call(wire::ReserveChunks { count: 1 }).await.unwrap_err() else {
+        panic!()
+    };
     assert_eq!(failure.to_fs_error(), Ok(Some(FsError::NoSpace)));
 }
 

@@ -71,7 +71,6 @@ pub struct SessionState {
 pub struct SessionTable {
     times: SessionTimes,
     sessions: BTreeMap<SessionId, Session>,
-    began: Now,
     in_grace: bool,
 }
 
@@ -83,12 +82,8 @@ impl SessionTable {
         known: impl IntoIterator<Item = (SessionId, NamespaceId)>,
     ) -> SessionTable {
         let session = |(id, namespace)| (id, Session { namespace, heard: now, phase: Phase::Absent });
-        let mut table = SessionTable {
-            times,
-            sessions: known.into_iter().map(session).collect(),
-            began: now,
-            in_grace: true,
-        };
+        let mut table =
+            SessionTable { times, sessions: known.into_iter().map(session).collect(), in_grace: true };
         table.check_grace();
         table
     }
@@ -159,11 +154,6 @@ impl SessionTable {
         let late =
             |known: &Session| known.phase != Phase::Ending && now.saturating_sub(known.heard) > silence;
         self.sessions.iter().filter(|(_, known)| late(known)).map(|(&id, _)| id).collect()
-    }
-
-    /// Time since the term began.
-    pub fn age(&self, now: Now) -> Duration {
-        now.saturating_sub(self.began)
     }
 
     /// All sessions that live.

@@ -9,16 +9,17 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use gofs_tree::{
-    ChunkId, ChunkVersion, Edit, EditOp, EditSeq, Encode, FileType, FsError, Ino, Inode, Mode, NamespaceId,
-    Outcome, ROOT_INO, SessionId, Store, Timestamp, Usage,
+    ChunkId, ChunkVersion, Edit, EditOp, EditSeq, Encode, FsError, Ino, Mode, NamespaceId, Outcome, ROOT_INO,
+    SessionId, Store, Timestamp, Usage,
 };
 
 use super::key::{self, Key, kind};
-use super::ranges::InoRanges;
+use super::ranges::Reserved;
 use super::read::counters_in;
 use super::record::{
     ChunkRecord, Counters, LogPosition, Progress, Record, ServerRecord, SessionRecord, seal,
 };
+use super::slices::Slices;
 use super::view::{Changes, TreeView};
 use super::{Shared, StateError, StateStore};
 use crate::command::{Command, CommandOutcome, NamespaceConfig, Refusal, namespace_name_problem};
@@ -89,29 +90,29 @@ impl StateStore {
     }
 }
 
-struct Batch<'a> {
+pub(super) struct Batch<'a> {
     store: &'a StateStore,
-    shared: &'a Arc<Shared>,
+    pub(super) shared: &'a Arc<Shared>,
     changes: Changes,
 }
 
 impl Batch<'_> {
-    fn get(&self, key: &[u8]) -> Result<Option<Record>, StateError> {
+    pub(super) fn get(&self, key: &[u8]) -> Result<Option<Record>, StateError> {
         match self.changes.get(key) {
             Some(record) => Ok(record.clone()),
             None => self.shared.get(key),
         }
     }
 
-    fn set(&mut self, key: Key, record: Record) {
+    pub(super) fn set(&mut self, key: Key, record: Record) {
         self.changes.insert(key, Some(record));
     }
 
-    fn remove(&mut self, key: Key) {
+    pub(super) fn remove(&mut self, key: Key) {
         self.changes.insert(key, None);
     }
 
-    fn scan(&self, prefix: &[u8], limit: usize) -> Result<Vec<(Key, Record)>, StateError> {
+    pub(super) fn scan(&self, prefix: &[u8], limit: usize) -> Result<Vec<(Key, Record)>, StateError> {
         self.shared.scan_over(&self.changes, prefix, &key::end_of_prefix(prefix), limit)
     }
 
@@ -123,7 +124,7 @@ impl Batch<'_> {
         self.set(key::COUNTERS.to_vec(), Record::Counters(counters));
     }
 
-    fn namespace(&self, id: NamespaceId) -> Result<Option<(String, NamespaceConfig)>, StateError> {
+    pub(super) fn namespace(&self, id: NamespaceId) -> Result<Option<(String, NamespaceConfig)>, StateError> {
         let key = key::namespace(id);
         match self.get(&key)? {
             Some(Record::Namespace { name, config }) => Ok(Some((name, config))),
@@ -132,7 +133,7 @@ impl Batch<'_> {
         }
     }
 
-    fn session(&self, id: SessionId) -> Result<Option<Arc<SessionRecord>>, StateError> {
+    pub(super) fn session(&self, id: SessionId) -> Result<Option<Arc<SessionRecord>>, StateError> {
         let key = key::session(id);
         match self.get(&key)? {
             Some(Record::Session(session)) => Ok(Some(session)),
@@ -151,7 +152,7 @@ impl Batch<'_> {
     }
 
     /// Runs `work` on a tree that has the batch's changes and gives its own to the batch.
-    fn in_tree<T>(
+    pub(super) fn in_tree<T>(
         &mut self,
         ns: NamespaceId,
         config: NamespaceConfig,
@@ -173,6 +174,12 @@ impl Batch<'_> {
                 self.batch(*session, *first_seq, *answered, edits)?
             }
             Command::ReserveInos { session, first, count } => self.reserve(*session, *first, *count)?,
+            Command::ReserveChunks { session, first, count } => {
+                self.reserve_chunks(*session, *first, *count)?
+            }
+            Command::Delegate { session, want, known, give_back } => {
+                self.delegate(*session, *want, *known, *give_back)?
+            }
             Command::ServerEdits { namespace, edits } => self.server_edits(*namespace, edits)?,
             Command::OpenSession { session, namespace, token, host, mount_point, pid } => {
                 self.open_session(SessionRecord {
@@ -243,23 +250,37 @@ impl Batch<'_> {
         if progress.outcomes.len() + edits.len() > UNANSWERED_MAX {
             return Ok(Err(Refusal::TooManyUnanswered(session)));
         }
-        let results = self.in_tree(record.namespace, config, |view| {
+        let ns = record.namespace;
+        let mut slices = if config.has_quota() {
+            self.slices_for(ns, session, matches!(numbers, Numbers::Session(_)))?
+        } else {
+            Slices::default()
+        };
+        let results = self.in_tree(ns, config, |view| {
             let mut results = Vec::with_capacity(edits.len());
             let mut seq = first_seq;
             for edit in edits {
                 // The author has the answer already: a duplicate that was on its way for long.
                 let result = if seq <= progress.answered {
                     Err(FsError::Stale)
+                } else if let Some(recorded) = progress.outcomes.get(&seq) {
+                    *recorded
                 } else {
-                    let apply = || numbers.apply(view, record.namespace, edit);
-                    *progress.outcomes.entry(seq).or_insert_with(apply)
+                    let result = slices.apply(view, |view| numbers.apply(view, ns, edit))?;
+                    if result == Err(FsError::QuotaExceeded) && slices.are_in_the_way() {
+                        break;
+                    }
+                    progress.outcomes.insert(seq, result);
+                    result
                 };
                 progress.applied = progress.applied.max(seq);
                 results.push(result);
                 seq = seq.next();
             }
-            results
+            Ok::<_, FsError>(results)
         })?;
+        let results = results.unwrap_or_default();
+        self.keep_slices(ns, session, &slices);
         self.set(progress_key, Record::Progress(Arc::new(progress)));
         Ok(Ok(CommandOutcome::Edits(results)))
     }
@@ -272,7 +293,7 @@ impl Batch<'_> {
         edits: &[Edit],
     ) -> Result<Result<CommandOutcome, Refusal>, StateError> {
         let before = self.reserved(session)?;
-        let mut numbers = Numbers::Session(InoRanges::clone(&before));
+        let mut numbers = Numbers::Session(Reserved::clone(&before));
         let outcome = self.edits(session, first_seq, answered, edits, &mut numbers)?;
         if let Numbers::Session(after) = numbers
             && after != *before
@@ -308,17 +329,40 @@ impl Batch<'_> {
         if moved != Ok(true) {
             return Ok(Err(Refusal::Invalid(format!("inode numbers from {first} cannot be reserved"))));
         }
-        let mut ranges = InoRanges::clone(&*self.reserved(session)?);
-        ranges.add(first, end);
-        self.set(key::reserved(session), Record::Reserved(Arc::new(ranges)));
+        let mut reserved = Reserved::clone(&*self.reserved(session)?);
+        reserved.inos.add(first.0, end.0);
+        self.set(key::reserved(session), Record::Reserved(Arc::new(reserved)));
         Ok(Ok(CommandOutcome::Done))
     }
 
-    /// Inode numbers that the session may still use.
-    fn reserved(&self, session: SessionId) -> Result<Arc<InoRanges>, StateError> {
+    fn reserve_chunks(
+        &mut self,
+        session: SessionId,
+        first: ChunkId,
+        count: u32,
+    ) -> Result<Result<CommandOutcome, Refusal>, StateError> {
+        if self.session(session)?.is_none() {
+            return Ok(Err(Refusal::NoSession(session)));
+        }
+        let mut counters = self.counters()?;
+        let limit = counters.next_chunk.0.saturating_add(ID_JUMP_MAX);
+        let end = first.0.checked_add(u64::from(count)).map(ChunkId);
+        let Some(end) = end.filter(|end| first.0 > 0 && count > 0 && end.0 < limit) else {
+            return Ok(Err(Refusal::Invalid(format!("{count} chunks from {first} cannot be reserved"))));
+        };
+        counters.next_chunk = counters.next_chunk.max(end);
+        self.set_counters(counters);
+        let mut reserved = Reserved::clone(&*self.reserved(session)?);
+        reserved.chunks.add(first.0, end.0);
+        self.set(key::reserved(session), Record::Reserved(Arc::new(reserved)));
+        Ok(Ok(CommandOutcome::Done))
+    }
+
+    /// Numbers that the session may still use.
+    fn reserved(&self, session: SessionId) -> Result<Arc<Reserved>, StateError> {
         let key = key::reserved(session);
         match self.get(&key)? {
-            Some(Record::Reserved(ranges)) => Ok(ranges),
+            Some(Record::Reserved(reserved)) => Ok(reserved),
             Some(_) => Err(self.shared.misplaced(&key)),
             None => Ok(Arc::default()),
         }
@@ -383,6 +427,7 @@ impl Batch<'_> {
         self.remove(key::session(id));
         self.remove(key::progress(id));
         self.remove(key::reserved(id));
+        self.end_slice(record.namespace, id)?;
         if fenced {
             self.remember_fenced(id)?;
         }
@@ -419,7 +464,8 @@ impl Batch<'_> {
         self.set(key::namespace(id), Record::Namespace { name: name.to_owned(), config });
         let usage = Usage { bytes: 0, inodes: 1 };
         self.set(key::usage(id), Record::Usage { usage, next_ino: ROOT_INO.next() });
-        self.set(key::inode(id, ROOT_INO), Record::Inode(Arc::new(root_inode(time))));
+        let root = gofs_tree::make_root(Mode::new(0o755), 0, 0, time);
+        self.set(key::inode(id, ROOT_INO), Record::Inode(Arc::new(root)));
         Ok(Ok(CommandOutcome::Namespace(id)))
     }
 
@@ -435,6 +481,14 @@ impl Batch<'_> {
         }
         if let Some(problem) = config.problem() {
             return Ok(Err(Refusal::Invalid(problem)));
+        }
+        let ends = |before: u64, after: u64| before != 0 && after == 0;
+        if present.has_more_quota_than(&config)
+            || ends(present.quota_bytes, config.quota_bytes)
+            || ends(present.quota_inodes, config.quota_inodes)
+        {
+            // They were given back before, or nobody needs them any more.
+            self.forget_slices(id)?;
         }
         self.set(key::namespace(id), Record::Namespace { name, config });
         Ok(Ok(CommandOutcome::Done))
@@ -453,6 +507,7 @@ impl Batch<'_> {
                 self.remember_fenced(session.id)?;
             }
         }
+        self.forget_slices(id)?;
         self.remove(key::namespace(id));
         self.set(key::deleted_namespace(id), Record::DeletedNamespace);
         Ok(Ok(CommandOutcome::Done))
@@ -503,48 +558,27 @@ impl Batch<'_> {
     }
 }
 
-/// Who chose the numbers of new inodes.
+/// Who chose the numbers of new inodes and chunks.
 enum Numbers {
-    /// The leader, from its counter.
+    /// The leader, from its counters.
     Leader,
     /// The session, out of these.
-    Session(InoRanges),
+    Session(Reserved),
 }
 
 impl Numbers {
     fn apply(&mut self, view: &mut TreeView, ns: NamespaceId, edit: &Edit) -> Result<Outcome, FsError> {
-        match (self, &edit.op) {
-            (Numbers::Session(ranges), EditOp::Create { ino, .. }) => {
-                if !ranges.contains(*ino) {
-                    return Err(FsError::Invalid);
-                }
-                let outcome = apply_edit(view, ns, edit)?;
-                ranges.take(*ino);
-                Ok(outcome)
-            }
-            _ => apply_edit(view, ns, edit),
+        let (ranges, number) = match (self, &edit.op) {
+            (Numbers::Session(reserved), EditOp::Create { ino, .. }) => (&mut reserved.inos, ino.0),
+            (Numbers::Session(reserved), EditOp::AddChunk { chunk, .. }) => (&mut reserved.chunks, chunk.0),
+            _ => return apply_edit(view, ns, edit),
+        };
+        if !ranges.contains(number) {
+            return Err(FsError::Invalid);
         }
-    }
-}
-
-/// The root directory of a new namespace.
-fn root_inode(time: Timestamp) -> Inode {
-    Inode {
-        file_type: FileType::Directory,
-        mode: Mode::new(0o755),
-        uid: 0,
-        gid: 0,
-        nlink: 2,
-        size: 0,
-        blocks_4k: 0,
-        rdev: 0,
-        atime: time,
-        mtime: time,
-        ctime: time,
-        btime: time,
-        parent: ROOT_INO,
-        has_xattrs: false,
-        inline: Bytes::new(),
+        let outcome = apply_edit(view, ns, edit)?;
+        ranges.take(number);
+        Ok(outcome)
     }
 }
 
@@ -577,15 +611,10 @@ fn apply_edit(view: &mut TreeView, ns: NamespaceId, edit: &Edit) -> Result<Outco
             }
             Ok(outcome)
         }
-        EditOp::Unlink { holders, .. } | EditOp::Rmdir { holders, .. } | EditOp::Rename { holders, .. }
-            if !holders.is_empty() =>
-        {
+        op if !op.holders().is_empty() => {
             // A session that ended since would hold the inode for ever.
             let mut edit = edit.clone();
-            if let EditOp::Unlink { holders, .. }
-            | EditOp::Rmdir { holders, .. }
-            | EditOp::Rename { holders, .. } = &mut edit.op
-            {
+            if let Some(holders) = edit.op.holders_mut() {
                 let mut open = Vec::with_capacity(holders.len());
                 for session in holders.drain(..) {
                     let record = view.get(&key::session(session))?;

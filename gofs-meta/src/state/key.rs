@@ -10,12 +10,16 @@ pub(crate) mod kind {
     pub const FENCED: u8 = b'f';
     pub const SERVER: u8 = b'h';
     pub const INODE: u8 = b'i';
+    /// A session's slice of a namespace's quota.
+    pub const SLICE: u8 = b'l';
     pub const META: u8 = b'm';
     pub const NAMESPACE: u8 = b'n';
     pub const ORPHAN: u8 = b'o';
     pub const PROGRESS: u8 = b'q';
     pub const RESERVED: u8 = b'r';
     pub const SESSION: u8 = b's';
+    /// What is left of all slices of a namespace's quota.
+    pub const SLICED: u8 = b't';
     pub const USAGE: u8 = b'u';
     pub const XATTR: u8 = b'x';
     /// A deleted namespace whose records are not all gone.
@@ -101,6 +105,14 @@ pub(crate) fn reserved(session: SessionId) -> Key {
     key(kind::RESERVED, &[&session.0.to_be_bytes()])
 }
 
+pub(crate) fn slice(ns: NamespaceId, session: SessionId) -> Key {
+    key(kind::SLICE, &[&ns.0.to_be_bytes(), &session.0.to_be_bytes()])
+}
+
+pub(crate) fn sliced(ns: NamespaceId) -> Key {
+    in_namespace(kind::SLICED, ns)
+}
+
 pub(crate) fn fenced(session: SessionId) -> Key {
     key(kind::FENCED, &[&session.0.to_be_bytes()])
 }
@@ -120,6 +132,11 @@ fn u64_at(key: &[u8], at: usize) -> Option<u64> {
 /// The inode in a key under a namespace.
 pub(crate) fn ino_of(key: &[u8]) -> Option<Ino> {
     u64_at(key, NAMESPACE_PREFIX).map(Ino)
+}
+
+/// The session in a key under a namespace.
+pub(crate) fn session_of(key: &[u8]) -> Option<SessionId> {
+    u64_at(key, NAMESPACE_PREFIX).map(SessionId)
 }
 
 /// What follows the inode: an entry's or an attribute's name.
@@ -171,8 +188,10 @@ pub(crate) fn show(key: &[u8]) -> String {
     let shown = char::from(kind);
     match kind {
         kind::META => String::from_utf8_lossy(key).into_owned(),
-        kind::NAMESPACE | kind::USAGE | kind::DELETED_NAMESPACE => format!("{shown}/{}", ns()),
-        kind::INODE | kind::ORPHAN => format!("{shown}/{}/{}", ns(), ino()),
+        kind::NAMESPACE | kind::USAGE | kind::SLICED | kind::DELETED_NAMESPACE => {
+            format!("{shown}/{}", ns())
+        }
+        kind::INODE | kind::ORPHAN | kind::SLICE => format!("{shown}/{}/{}", ns(), ino()),
         kind::ENTRY | kind::XATTR => format!("{shown}/{}/{}/{}", ns(), ino(), name()),
         kind::CHUNK_REF => {
             let index = index_of(key).map_or_else(|| "?".into(), |index| index.0.to_string());

@@ -12,6 +12,7 @@ mod key;
 mod ranges;
 mod read;
 mod record;
+mod slices;
 mod snapshot;
 mod verify;
 mod view;
@@ -37,8 +38,7 @@ use view::Changes;
 pub(crate) use apply::LogEntry;
 pub(crate) use snapshot::{SnapshotFile, SnapshotHead};
 
-pub use record::{ChunkRecord, Counters, LogPosition, NamespaceRecord, ServerRecord, SessionRecord};
-pub use verify::{Digest, Verified};
+pub use record::{ChunkRecord, LogPosition, NamespaceRecord};
 pub use view::TreeView;
 
 /// Why the state cannot be read or written.

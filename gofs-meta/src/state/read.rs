@@ -2,12 +2,15 @@
 //!
 //! Every read can fail: a record that cannot be trusted is `FsError::Io` and never "not there".
 
+use std::sync::Arc;
+
 use gofs_tree::{
     ChunkId, ChunkIndex, ChunkRef, ChunkServerId, DirEntry, EditSeq, FsError, Ino, Inode, Name, NamespaceId,
     NamespaceLimits, Orphan, SessionId, Usage,
 };
 
 use super::key::{self, Key, kind};
+use super::ranges::Reserved;
 use super::record::{ChunkRecord, Counters, NamespaceRecord, Progress, Record, ServerRecord, SessionRecord};
 use super::view::Changes;
 use super::{StateError, StateStore, TreeView, refuse};
@@ -131,6 +134,30 @@ impl StateStore {
         Ok(self.session(id)?.map_or(EditSeq(0), |session| session.applied))
     }
 
+    /// What is left of the slices of a namespace's quota, by session; those of which nothing is left are not in it.
+    pub fn slices(&self, ns: NamespaceId) -> Result<Vec<(SessionId, Usage)>, FsError> {
+        let mut slices = Vec::new();
+        for (key, record) in self.all(&key::in_namespace(kind::SLICE, ns))? {
+            let (Record::Slice(slice), Some(session)) = (record, key::session_of(&key)) else {
+                return self.misplaced(&key);
+            };
+            if slice.left != Usage::default() {
+                slices.push((session, slice.left));
+            }
+        }
+        Ok(slices)
+    }
+
+    /// The sum that the state keeps of them.
+    pub fn sliced(&self, ns: NamespaceId) -> Result<Usage, FsError> {
+        let key = key::sliced(ns);
+        match self.fetch(&key)? {
+            Some(Record::Sliced(left)) => Ok(left),
+            Some(_) => self.misplaced(&key),
+            None => Ok(Usage::default()),
+        }
+    }
+
     /// Sessions that were fenced, the latest [`FENCED_MAX`](super::apply::FENCED_MAX) of them, in the order of their ids.
     pub fn fenced_sessions(&self) -> Result<Vec<SessionId>, FsError> {
         let records = self.all(&[kind::FENCED])?;
@@ -145,6 +172,16 @@ impl StateStore {
             Some(_) => self.misplaced(&key),
             None => Ok(None),
         }
+    }
+
+    /// What every session has reserved and not used.
+    pub(crate) fn reserved(&self) -> Result<Vec<Arc<Reserved>>, FsError> {
+        let mut all = Vec::new();
+        for (key, record) in self.all(&[kind::RESERVED])? {
+            let Record::Reserved(reserved) = record else { return self.misplaced(&key) };
+            all.push(reserved);
+        }
+        Ok(all)
     }
 
     /// Chunks in the order of their ids, those after `after`, at most `limit`. Fewer than `limit`

@@ -13,7 +13,7 @@ use gofs_tree::{
 };
 
 use super::key::{self, kind};
-use super::ranges::InoRanges;
+use super::ranges::Reserved;
 use crate::codec::{Reader, Writer};
 use crate::command::{NamespaceConfig, read_labels, write_labels};
 
@@ -121,6 +121,15 @@ pub(crate) struct Progress {
     pub outcomes: BTreeMap<EditSeq, Result<Outcome, FsError>>,
 }
 
+/// A session's slice of its namespace's quota.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Slice {
+    /// All that it was given.
+    pub given: Usage,
+    /// What its batches have not used.
+    pub left: Usage,
+}
+
 /// Any record, decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Record {
@@ -142,7 +151,9 @@ pub(crate) enum Record {
     /// `applied` is kept in `Progress`.
     Session(Arc<SessionRecord>),
     Progress(Arc<Progress>),
-    Reserved(Arc<InoRanges>),
+    Reserved(Arc<Reserved>),
+    Slice(Slice),
+    Sliced(Usage),
     Fenced,
     Server(Arc<ServerRecord>),
     Applied(LogPosition),
@@ -198,7 +209,7 @@ impl Record {
                 size_of::<SessionRecord>() + session.host.len() + session.mount_point.len()
             }
             Record::Progress(progress) => size_of::<Progress>() + progress.outcomes.len() * 48,
-            Record::Reserved(ranges) => size_of::<InoRanges>() + ranges.len() * 16,
+            Record::Reserved(reserved) => reserved.weight(),
             Record::Server(_) => 256,
             _ => 0,
         };
@@ -242,9 +253,18 @@ impl Record {
                 out.u32(session.pid);
             }
             Record::Progress(progress) => progress.write(&mut out),
-            Record::Reserved(ranges) => {
+            Record::Reserved(reserved) => {
                 out.u8(VERSION);
-                ranges.write(&mut out);
+                reserved.write(&mut out);
+            }
+            Record::Slice(slice) => {
+                out.u8(VERSION);
+                write_amount(&mut out, slice.given);
+                write_amount(&mut out, slice.left);
+            }
+            Record::Sliced(left) => {
+                out.u8(VERSION);
+                write_amount(&mut out, *left);
             }
             Record::Server(server) => {
                 out.u8(VERSION);
@@ -315,9 +335,15 @@ impl Record {
             kind::PROGRESS => decode_with("progress of a session", payload, |from| {
                 Ok(Record::Progress(Arc::new(Progress::read(from)?)))
             })?,
-            kind::RESERVED => decode_with("inode numbers of a session", payload, |from| {
-                Ok(Record::Reserved(Arc::new(InoRanges::read(from)?)))
+            kind::RESERVED => decode_with("numbers of a session", payload, |from| {
+                Ok(Record::Reserved(Arc::new(Reserved::read(from)?)))
             })?,
+            kind::SLICE => decode_with("slice of a quota", payload, |from| {
+                Ok(Record::Slice(Slice { given: read_amount(from)?, left: read_amount(from)? }))
+            })?,
+            kind::SLICED => {
+                decode_with("slices of a quota", payload, |from| Ok(Record::Sliced(read_amount(from)?)))?
+            }
             kind::FENCED => decode_with("fenced session", payload, |_| Ok(Record::Fenced))?,
             kind::SERVER => {
                 let id = ChunkServerId(id()?);
@@ -347,6 +373,15 @@ impl Record {
         };
         Ok(record)
     }
+}
+
+fn write_amount(out: &mut Writer<'_>, amount: Usage) {
+    out.u64(amount.bytes);
+    out.u64(amount.inodes);
+}
+
+fn read_amount(from: &mut Reader<'_>) -> Result<Usage, CodecError> {
+    Ok(Usage { bytes: from.u64()?, inodes: from.u64()? })
 }
 
 fn decode_with(

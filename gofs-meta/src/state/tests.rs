@@ -351,6 +351,50 @@ fn reservations_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn a_session_gives_files_only_its_own_chunks_and_each_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = prepared(dir.path());
+    run(&state, &reserve(1, 2, 10));
+    run(&state, &own_edits(1, 1, vec![create("f", 2)]));
+    let reserve = |session, first, count| Command::ReserveChunks {
+        session: SessionId(session),
+        first: ChunkId(first),
+        count,
+    };
+    assert_eq!(run(&state, &reserve(1, 1, 10)), CommandOutcome::Done);
+    assert_eq!(run(&state, &reserve(2, 11, 10)), CommandOutcome::Done);
+    assert_eq!(state.counters().unwrap().next_chunk, ChunkId(21));
+    let add =
+        |index, chunk| EditOp::AddChunk { ino: Ino(2), index: ChunkIndex(index), chunk: ChunkId(chunk) };
+    let ops = vec![add(0, 1), add(1, 11), add(1, 21), add(1, 1), add(0, 2), add(1, 2)];
+    let wrong = Err(FsError::Invalid);
+    let expected = vec![Ok(Ino(2)), wrong, wrong, wrong, Err(FsError::Exists), Ok(Ino(2))];
+    let batch = own_edits(1, 2, ops);
+    assert_eq!(results(run(&state, &batch)), expected);
+    assert_eq!(results(run(&state, &batch)), expected, "answered from the record");
+    // A chunk that its file has lost is not used again either. All of it also after a restart.
+    drop(state);
+    let state = open(dir.path());
+    let shorter =
+        EditOp::SetAttr { ino: Ino(2), change: AttrChange { size: Some(0), ..AttrChange::default() } };
+    assert_eq!(results(run(&state, &own_edits(1, 8, vec![shorter, add(0, 1), add(0, 3)])))[1], wrong);
+    let held = |state: &StateStore| -> Vec<bool> {
+        let reserved = state.reserved().unwrap();
+        [1, 2, 3, 4, 11].map(|chunk| reserved.iter().any(|held| held.chunks.contains(chunk))).to_vec()
+    };
+    assert_eq!(held(&state), [false, false, false, true, true]);
+    for session in [1, 2] {
+        run(&state, &Command::EndSession { session: SessionId(session), fenced: false });
+    }
+    assert_eq!(held(&state), [false; 5]);
+    for bad in [reserve(1, 0, 5), reserve(1, 30, 0), reserve(1, 1 << 50, 5), reserve(1, u64::MAX, 5)] {
+        run(&state, &session(1));
+        assert!(matches!(run(&state, &bad), CommandOutcome::Refused(Refusal::Invalid(_))), "{bad:?}");
+    }
+    assert!(matches!(run(&state, &reserve(9, 30, 5)), CommandOutcome::Refused(Refusal::NoSession(_))));
+}
+
+#[test]
 fn a_snapshot_carries_everything_and_a_damaged_one_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let state = prepared(&dir.path().join("a"));

@@ -22,6 +22,8 @@ pub struct TreeView {
     shared: Arc<Shared>,
     ns: NamespaceId,
     limits: NamespaceLimits,
+    /// Slices of the quota that the next edit must leave alone: they count as used.
+    held: Usage,
     changes: Changes,
     /// The first failure of the store. A write decided on it must not be committed.
     failed: OnceLock<StateError>,
@@ -34,7 +36,7 @@ impl TreeView {
         limits: NamespaceLimits,
         changes: Changes,
     ) -> Self {
-        TreeView { shared, ns, limits, changes, failed: OnceLock::new() }
+        TreeView { shared, ns, limits, held: Usage::default(), changes, failed: OnceLock::new() }
     }
 
     pub(super) fn finish(self) -> Result<Changes, StateError> {
@@ -42,6 +44,11 @@ impl TreeView {
             Some(error) => Err(error),
             None => Ok(self.changes),
         }
+    }
+
+    /// So much of the quota is not for the edits that follow.
+    pub(super) fn hold(&mut self, held: Usage) {
+        self.held = held;
     }
 
     fn fail(&self, error: StateError) -> FsError {
@@ -148,12 +155,18 @@ impl Store for TreeView {
     }
 
     fn usage(&self) -> Result<Usage, FsError> {
-        Ok(self.usage_record()?.0)
+        let (usage, _) = self.usage_record()?;
+        let Usage { bytes, inodes } = self.held;
+        Ok(Usage { bytes: usage.bytes.saturating_add(bytes), inodes: usage.inodes.saturating_add(inodes) })
     }
 
     fn set_usage(&mut self, usage: Usage) {
         // A failure is kept in `failed` and the whole batch is given up.
         if let Ok((_, next_ino)) = self.usage_record() {
+            let usage = Usage {
+                bytes: usage.bytes.saturating_sub(self.held.bytes),
+                inodes: usage.inodes.saturating_sub(self.held.inodes),
+            };
             self.set(key::usage(self.ns), Record::Usage { usage, next_ino });
         }
     }

@@ -11,8 +11,6 @@ use gofs_tree::{Edit, EditOp, FsError, Ino, NewNode, RenameFlags, SessionId, Tim
 
 use crate::client::*;
 
-const VALIDITY: Duration = Duration::from_secs(20);
-const MARGIN: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
 
 impl Mount {
@@ -25,7 +23,8 @@ impl Mount {
         let edits = ops
             .iter()
             .map(|op| convert::edit_to_wire(&Edit { time: Timestamp::new(1000, 0), op: op.clone() }));
-        self.call(wire::Batch { first_seq: seq, answered_seq: seq - 1, edits: edits.collect() }).await
+        let edits = edits.collect();
+        self.call(wire::Batch { first_seq: seq, answered_seq: seq - 1, edits, placed: Vec::new() }).await
     }
 
     fn me(&self) -> SessionId {
@@ -76,9 +75,8 @@ fn mode(grant: Option<&wire::Grant>) -> Option<wire::Mode> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn edits_that_build_on_each_other_are_committed_together() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
-    let a = Mount::open(server.address()).await;
+    let server = serve().await;
+    let a = server.mount().await;
     let n = a.reserve(10).await.start;
     let before = server.group().state().applied();
     let ops = [
@@ -109,7 +107,7 @@ async fn edits_that_build_on_each_other_are_committed_together() {
     let last = Some((n + 1, 5, 7));
     assert_eq!(attrs, [None, None, last, None, None, None, last], "as it is after all of them");
     assert_eq!(server.group().state().applied().0, before.0 + 1, "one entry");
-    let b = Mount::open(server.address()).await;
+    let b = server.mount().await;
     a.willing.store(true, Ordering::Relaxed);
     assert_eq!(b.lookup(ROOT, "f").await.node.unwrap().inline, "hello");
     assert!(b.lookup(Ino(n), "tmp").await.node.is_none());
@@ -118,9 +116,8 @@ async fn edits_that_build_on_each_other_are_committed_together() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_error_in_the_middle_does_not_stop_the_rest() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
-    let a = Mount::open(server.address()).await;
+    let server = serve().await;
+    let a = server.mount().await;
     let old = a.create(ROOT, "old").await.unwrap().ino;
     let n = a.reserve(4).await.start;
     let ops = [
@@ -157,9 +154,8 @@ async fn an_error_in_the_middle_does_not_stop_the_rest() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_comes_again_is_answered_again_and_changes_nothing() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
-    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let server = serve().await;
+    let (a, b) = (server.mount().await, server.mount().await);
     let n = a.reserve(10).await.start;
     let ops = [
         make(ROOT, "f", n, NewNode::File),
@@ -176,8 +172,7 @@ async fn a_batch_that_comes_again_is_answered_again_and_changes_nothing() {
     let second = a.batch(seq, &ops).await.unwrap();
     assert_eq!((&second.results, granted(&second)), (&first.results, vec![n]));
     // Also by the next leader, where others may have been faster.
-    server.shutdown().await;
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
+    let server = server.restart().await;
     let a = a.again(server.address(), Vec::new(), Vec::new()).await.unwrap();
     let b = b.again(server.address(), Vec::new(), Vec::new()).await.unwrap();
     b.willing.store(true, Ordering::Relaxed);
@@ -193,9 +188,8 @@ async fn a_batch_that_comes_again_is_answered_again_and_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn open_files_that_a_batch_removes_stay_with_those_who_have_them_open() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
-    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let server = serve().await;
+    let (a, b) = (server.mount().await, server.mount().await);
     let n = a.reserve(10).await.start;
     let ops = [make(ROOT, "mine", n, NewNode::File), unlink_open(ROOT, "mine", a.me())];
     let reply = a.batch(1, &ops).await.unwrap();
@@ -230,9 +224,8 @@ async fn open_files_that_a_batch_removes_stay_with_those_who_have_them_open() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn batches_that_no_mount_may_send_are_refused_whole() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
-    let a = Mount::open(server.address()).await;
+    let server = serve().await;
+    let a = server.mount().await;
     let n = a.reserve(1).await.start;
     let good = make(ROOT, "f", n, NewNode::File);
     let foreign = SessionId(a.welcome.session + 1);
@@ -255,17 +248,15 @@ async fn batches_that_no_mount_may_send_are_refused_whole() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reserved_numbers_are_never_given_twice() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
-    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let server = serve().await;
+    let (a, b) = (server.mount().await, server.mount().await);
     let mut given = vec![a.reserve(10).await, b.reserve(0).await];
     assert_eq!(given[1].clone().count(), 1, "at least one");
     let made = a.create(ROOT, "between").await.unwrap().ino;
     given.push(made..made + 1);
     given.push(b.reserve(u32::MAX).await);
     assert_eq!(given[3].clone().count(), 65_536, "at most so many");
-    server.shutdown().await;
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
+    let server = server.restart().await;
     let a = a.again(server.address(), Vec::new(), Vec::new()).await.unwrap();
     let b = b.again(server.address(), Vec::new(), Vec::new()).await.unwrap();
     given.push(b.reserve(5).await);
@@ -283,9 +274,8 @@ async fn reserved_numbers_are_never_given_twice() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mount_that_is_alone_holds_everything_for_itself_until_another_comes() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
-    let a = Mount::open(server.address()).await;
+    let server = serve().await;
+    let a = server.mount().await;
     let dir = a.mkdir(ROOT, "dir").await;
     a.create(dir, "f").await.unwrap();
     a.call(wire::Release { inos: (1..10).collect() }).await.unwrap();
@@ -298,7 +288,7 @@ async fn a_mount_that_is_alone_holds_everything_for_itself_until_another_comes()
     let file = page.items[0].node.as_ref().unwrap();
     assert_eq!((mode(page.dir.as_ref()), mode(file.grant.as_ref())), (write, write));
     // A second one asks for what it looks at, and both may look from then on.
-    let b = Mount::open(server.address()).await;
+    let b = server.mount().await;
     let asked = async {
         let asked = a.asked().await;
         assert_eq!((asked.recall.ino, asked.recall.keep()), (dir.0, wire::Mode::Read));
@@ -313,9 +303,8 @@ async fn a_mount_that_is_alone_holds_everything_for_itself_until_another_comes()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_that_two_mounts_work_in_does_not_go_to_and_fro() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
-    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let server = serve().await;
+    let (a, b) = (server.mount().await, server.mount().await);
     let root = |made: &wire::EditResult| mode(node_of(made, ROOT).grant.as_ref());
     assert_eq!(root(&a.create(ROOT, "a0").await.unwrap()), Some(wire::Mode::Write));
     let (made, ()) = tokio::join!(b.create(ROOT, "b0"), async {
@@ -333,7 +322,7 @@ async fn a_directory_that_two_mounts_work_in_does_not_go_to_and_fro() {
     // A new directory is its maker's, and so is one that was left alone for a while.
     let made = a.edit(create(ROOT, "dir", NewNode::Directory)).await.unwrap();
     assert_eq!(mode(node_of(&made, Ino(made.ino)).grant.as_ref()), Some(wire::Mode::Write));
-    tokio::time::sleep(gofs_meta::lease::CONTENDED_FOR).await;
+    tokio::time::sleep(gofs_meta::CONTENDED_FOR).await;
     assert_eq!(root(&b.create(ROOT, "b5").await.unwrap()), Some(wire::Mode::Write));
     server.shutdown().await;
 }

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use gofs_meta::Config;
+use gofs_meta::Server;
+use gofs_meta::SessionTimes;
 use gofs_meta::command::{Command, CommandOutcome, NamespaceConfig};
-use gofs_meta::config::Config;
-use gofs_meta::server::Server;
 use gofs_proto::frame::Frame;
 use gofs_proto::kind::Request;
 use gofs_proto::session::failure::Code;
@@ -17,16 +18,64 @@ use gofs_proto::session::{self as wire, Failure};
 use gofs_proto::{CallError, Link, LinkHandler, PROTOCOL_VERSION, convert};
 use gofs_tree::{Edit, EditOp, FsError, Ino, MetaServerId, Mode, Name, NewNode, Timestamp};
 use prost::Message;
+use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 pub const ROOT: Ino = Ino(1);
 const LONG: Duration = Duration::from_secs(20);
 
-/// A server on a free port with the namespace "demo".
-pub async fn serve(data: &Path, validity: Duration, margin: Duration) -> Server {
-    let mut config = Config::new(MetaServerId(1), SocketAddr::from(([127, 0, 0, 1], 0)), data.to_owned());
-    config.sessions.validity = validity;
-    config.sessions.margin = margin;
+/// Short times, for tests that wait for the end of a session.
+pub const SHORT: SessionTimes =
+    SessionTimes { validity: Duration::from_millis(1200), margin: Duration::from_millis(300) };
+
+/// A server on a free port with the namespace "demo", and its data.
+pub struct Served {
+    server: Server,
+    times: SessionTimes,
+    data: TempDir,
+}
+
+/// See [`Served`].
+pub async fn serve() -> Served {
+    serve_with(SessionTimes::default()).await
+}
+
+/// The same with other times than the usual, which no test waits for.
+pub async fn serve_with(times: SessionTimes) -> Served {
+    let data = tempfile::tempdir().unwrap();
+    Served { server: start(data.path(), times).await, times, data }
+}
+
+impl Served {
+    /// A new session.
+    pub async fn mount(&self) -> Mount {
+        Mount::open(self.address()).await
+    }
+
+    /// Ends it and starts it again over the same data.
+    pub async fn restart(self) -> Served {
+        self.server.shutdown().await;
+        Served { server: start(self.data.path(), self.times).await, ..self }
+    }
+
+    pub async fn shutdown(self) {
+        self.server.shutdown().await;
+    }
+}
+
+impl std::ops::Deref for Served {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
+}
+
+async fn start(data: &Path, times: SessionTimes) -> Server {
+    let config = Config {
+        sessions: times,
+        ..Config::new(MetaServerId(1), SocketAddr::from(([127, 0, 0, 1], 0)), data.to_owned())
+    };
     let server = Server::start(config).await.unwrap();
     let mut leadership = server.group().leadership();
     let leads = |known: &gofs_meta::group::Leadership| known.role == gofs_meta::group::Role::Leader;
@@ -70,12 +119,18 @@ impl Asked {
 
 struct Door {
     recalls: mpsc::UnboundedSender<Asked>,
+    slices: mpsc::UnboundedSender<(Arc<Link>, u64)>,
     /// Answer at once: nothing is open, nothing dirty.
     willing: Arc<AtomicBool>,
 }
 
 impl LinkHandler for Door {
     fn on_request(&self, link: &Arc<Link>, request: Frame) {
+        if request.kind == wire::RecallSlice::KIND {
+            // A test that does not look has gone.
+            let _ = self.slices.send((link.clone(), request.id));
+            return;
+        }
         assert_eq!(request.kind, wire::Recall::KIND);
         let recall = wire::Recall::decode(request.header).unwrap();
         let asked = Asked { link: link.clone(), id: request.id, recall };
@@ -94,6 +149,7 @@ pub struct Mount {
     pub welcome: wire::Welcome,
     pub willing: Arc<AtomicBool>,
     recalls: tokio::sync::Mutex<mpsc::UnboundedReceiver<Asked>>,
+    slices: tokio::sync::Mutex<mpsc::UnboundedReceiver<(Arc<Link>, u64)>>,
     next_seq: AtomicU64,
     silent: Arc<AtomicBool>,
 }
@@ -124,7 +180,8 @@ impl Mount {
     pub async fn say(address: SocketAddr, hello: wire::Hello) -> Result<Mount, CallError> {
         let (sender, recalls) = mpsc::unbounded_channel();
         let willing = Arc::new(AtomicBool::new(false));
-        let door = Arc::new(Door { recalls: sender, willing: willing.clone() });
+        let (slices, slices_asked) = mpsc::unbounded_channel();
+        let door = Arc::new(Door { recalls: sender, slices, willing: willing.clone() });
         let link = Link::connect(address, door, LONG).await.unwrap();
         // A server that just began to lead asks for patience.
         let welcome = match link.call(&hello, Vec::new()).await {
@@ -140,7 +197,8 @@ impl Mount {
         tokio::spawn(keep_alive(link.clone(), welcome.validity_ms, silent.clone()));
         let next_seq = AtomicU64::new(welcome.applied_seq + 1);
         let recalls = tokio::sync::Mutex::new(recalls);
-        Ok(Mount { link, welcome, willing, recalls, next_seq, silent })
+        let slices = tokio::sync::Mutex::new(slices_asked);
+        Ok(Mount { link, welcome, willing, recalls, slices, next_seq, silent })
     }
 
     /// The same session over a new connection.
@@ -231,6 +289,16 @@ impl Mount {
         self.call(wire::Lookup { parent: parent.0, name }).await.unwrap()
     }
 
+    /// The next time that the slice of the quota is asked back, answered by `answer_slice`.
+    pub async fn slice_asked(&self) -> (Arc<Link>, u64) {
+        let mut asked = self.slices.lock().await;
+        tokio::time::timeout(LONG, asked.recv()).await.expect("asked back").expect("the link is open")
+    }
+
+    pub fn answer_slice((link, id): (Arc<Link>, u64)) {
+        link.reply::<wire::RecallSlice>(id, &wire::RecallSliceReply {}, Vec::new());
+    }
+
     pub async fn fetch(&self, ino: Ino, want: wire::Mode) -> Result<wire::Node, FsError> {
         match self.call(wire::Fetch { ino: ino.0, want: want.into() }).await {
             Ok(reply) => Ok(reply.node.unwrap()),
@@ -242,7 +310,7 @@ impl Mount {
 async fn keep_alive(link: Arc<Link>, validity_ms: u32, silent: Arc<AtomicBool>) {
     while !link.is_closed() && !silent.load(Ordering::Relaxed) {
         // Whether it is refused is for the test's own requests to find.
-        let _ = link.call(&wire::KeepAlive {}, Vec::new()).await;
+        let _ = link.call(&wire::KeepAlive::default(), Vec::new()).await;
         tokio::time::sleep(Duration::from_millis(u64::from(validity_ms) / 4)).await;
     }
 }

@@ -8,15 +8,12 @@ use gofs_tree::{EditOp, FsError, Ino, NewNode, RenameFlags};
 
 use crate::client::*;
 
-const VALIDITY: Duration = Duration::from_secs(20);
-const MARGIN: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_one_mount_creates_the_other_finds_once_it_is_given_back() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
-    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let server = serve().await;
+    let (a, b) = (server.mount().await, server.mount().await);
     let made = a.create(ROOT, "f").await.unwrap();
     let ino = Ino(made.ino);
     assert_eq!(node_of(&made, ino).grant.as_ref().unwrap().mode(), wire::Mode::Write);
@@ -46,9 +43,8 @@ async fn what_one_mount_creates_the_other_finds_once_it_is_given_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_known_to_be_missing_is_forgotten_before_it_is_made() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
-    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let server = serve().await;
+    let (a, b) = (server.mount().await, server.mount().await);
     let missing = a.lookup(ROOT, "x").await;
     assert!(missing.node.is_none() && missing.dir.is_some());
     let mut making = Box::pin(b.create(ROOT, "x"));
@@ -83,9 +79,8 @@ async fn create_then_answer(mount: &Mount, text: &str) -> Ino {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn crossing_creates_end_though_each_mount_answers_only_after_its_own() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
-    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let server = serve().await;
+    let (a, b) = (server.mount().await, server.mount().await);
     a.lookup(ROOT, "a").await;
     b.lookup(ROOT, "b").await;
     let both = async { tokio::join!(create_then_answer(&a, "a"), create_then_answer(&b, "b")) };
@@ -96,9 +91,8 @@ async fn crossing_creates_end_though_each_mount_answers_only_after_its_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_file_that_another_mount_unlinks_stays_until_it_is_closed() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
-    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let server = serve().await;
+    let (a, b) = (server.mount().await, server.mount().await);
     let op = create(ROOT, "f", NewNode::File);
     let ino = Ino(a.edit_as(a.new_seq(), op, false, true).await.unwrap().ino);
     let remove = async { b.edit(unlink(ROOT, "f")).await.unwrap() };
@@ -129,9 +123,8 @@ async fn an_open_file_that_another_mount_unlinks_stays_until_it_is_closed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listing_comes_in_pages_and_makes_no_writer_flush() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
-    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let server = serve().await;
+    let (a, b) = (server.mount().await, server.mount().await);
     let dir = a.mkdir(ROOT, "dir").await;
     for at in 0..10 {
         a.create(dir, &format!("n{at}")).await.unwrap();
@@ -157,9 +150,8 @@ async fn a_listing_comes_in_pages_and_makes_no_writer_flush() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn renames_recall_what_they_move_and_what_they_replace() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
-    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let server = serve().await;
+    let (a, b) = (server.mount().await, server.mount().await);
     let from = Ino(a.create(ROOT, "from").await.unwrap().ino);
     let to = Ino(a.create(ROOT, "to").await.unwrap().ino);
     let op = EditOp::Rename {

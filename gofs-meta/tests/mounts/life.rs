@@ -12,20 +12,13 @@ use tokio::net::TcpStream;
 
 use crate::client::*;
 
-const VALIDITY: Duration = Duration::from_secs(20);
-const MARGIN: Duration = Duration::from_secs(5);
-/// Short ones for tests that wait for the end of a session.
-const SHORT: Duration = Duration::from_millis(1200);
-const SHORT_MARGIN: Duration = Duration::from_millis(300);
-
 fn code(error: CallError) -> Code {
     refused(error).code()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hellos_that_cannot_be_are_refused_with_why() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
+    let server = serve().await;
     let say = |hello| Mount::say(server.address(), hello);
     assert_eq!(
         code(say(wire::Hello { namespace: "none".into(), ..hello() }).await.unwrap_err()),
@@ -33,7 +26,7 @@ async fn hellos_that_cannot_be_are_refused_with_why() {
     );
     let newer = wire::Hello { version: 99, oldest_version: 98, ..hello() };
     assert_eq!(code(say(newer).await.unwrap_err()), Code::BadVersion);
-    let a = Mount::open(server.address()).await;
+    let a = server.mount().await;
     let forged = wire::Hello { session: a.welcome.session, token: vec![0; 16].into(), ..hello() };
     assert_eq!(code(say(forged).await.unwrap_err()), Code::NoSession);
     server.shutdown().await;
@@ -41,9 +34,8 @@ async fn hellos_that_cannot_be_are_refused_with_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_create_repeated_over_a_new_connection_happens_once() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
-    let a = Mount::open(server.address()).await;
+    let server = serve().await;
+    let a = server.mount().await;
     let seq = a.new_seq();
     let op = create(ROOT, "once", NewNode::File);
     let first = a.edit_as(seq, op.clone(), false, true).await.unwrap();
@@ -64,9 +56,8 @@ async fn a_create_repeated_over_a_new_connection_happens_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_connection_keeps_leases_and_recalls_are_asked_again() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
-    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let server = serve().await;
+    let (a, b) = (server.mount().await, server.mount().await);
     let made = a.create(ROOT, "f").await.unwrap();
     let ino = Ino(made.ino);
     let lease = held(node_of(&made, ino));
@@ -88,34 +79,31 @@ async fn a_lost_connection_keeps_leases_and_recalls_are_asked_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_mount_is_fenced_and_the_others_go_on() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), SHORT, SHORT_MARGIN).await;
-    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let server = serve_with(SHORT).await;
+    let (a, b) = (server.mount().await, server.mount().await);
     let ino = Ino(a.create(ROOT, "f").await.unwrap().ino);
     a.fall_silent();
     let silent_since = Instant::now();
     assert!(b.fetch(ino, wire::Mode::Write).await.unwrap().grant.is_some());
-    assert!(silent_since.elapsed() >= SHORT, "not before A has stopped answering from its cache");
+    assert!(silent_since.elapsed() >= SHORT.validity, "not before A has stopped answering from its cache");
     assert_eq!(code(a.again(server.address(), Vec::new(), Vec::new()).await.unwrap_err()), Code::NoSession);
     server.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mount_that_lives_is_not_fenced() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), SHORT, SHORT_MARGIN).await;
-    let a = Mount::open(server.address()).await;
+    let server = serve_with(SHORT).await;
+    let a = server.mount().await;
     a.create(ROOT, "f").await.unwrap();
-    tokio::time::sleep((SHORT + SHORT_MARGIN) * 2).await;
+    tokio::time::sleep((SHORT.validity + SHORT.margin) * 2).await;
     a.create(ROOT, "g").await.unwrap();
     server.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn goodbye_frees_at_once() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
-    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let server = serve().await;
+    let (a, b) = (server.mount().await, server.mount().await);
     let op = create(ROOT, "f", NewNode::File);
     let ino = Ino(a.edit_as(a.new_seq(), op, false, true).await.unwrap().ino);
     a.edit_as(a.new_seq(), unlink(ROOT, "f"), true, false).await.unwrap();
@@ -127,16 +115,14 @@ async fn goodbye_frees_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_server_waits_for_leases_to_be_reclaimed() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
-    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let server = serve().await;
+    let (a, b) = (server.mount().await, server.mount().await);
     let made = a.create(ROOT, "f").await.unwrap();
     let ino = Ino(made.ino);
     let lease = held(node_of(&made, ino));
     let lock = wire::Lock { ino: ino.0, owner: 9, start: 0, end: 99, exclusive: true, pid: 4 };
     a.call(wire::SetLock { lock: Some(lock), wait: false, wait_id: 1 }).await.unwrap();
-    server.shutdown().await;
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
+    let server = server.restart().await;
     let b = b.again(server.address(), Vec::new(), Vec::new()).await.unwrap();
     let mut look = Box::pin(b.fetch(ino, wire::Mode::Read));
     assert!(
@@ -161,24 +147,21 @@ async fn a_restarted_server_waits_for_leases_to_be_reclaimed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mount_that_does_not_come_back_after_a_restart_is_fenced() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), SHORT, SHORT_MARGIN).await;
-    let a = Mount::open(server.address()).await;
+    let server = serve_with(SHORT).await;
+    let a = server.mount().await;
     let ino = Ino(a.create(ROOT, "f").await.unwrap().ino);
-    server.shutdown().await;
-    let server = serve(data.path(), SHORT, SHORT_MARGIN).await;
+    let server = server.restart().await;
     let started = Instant::now();
-    let b = Mount::open(server.address()).await;
+    let b = server.mount().await;
     assert!(b.fetch(ino, wire::Mode::Write).await.is_ok());
-    assert!(started.elapsed() + Duration::from_millis(300) >= SHORT + SHORT_MARGIN);
+    assert!(started.elapsed() + Duration::from_millis(300) >= SHORT.validity + SHORT.margin);
     assert_eq!(code(a.again(server.address(), Vec::new(), Vec::new()).await.unwrap_err()), Code::NoSession);
     server.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_bytes_and_bad_requests_hurt_nobody_else() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), VALIDITY, MARGIN).await;
+    let server = serve().await;
     for garbage in [
         &b"GET / HTTP/1.1\r\n\r\n"[..],
         b"gofsfr1\n\xff\xff\xff\xff\xff\xff\xff\xff and so on and on",
@@ -192,7 +175,7 @@ async fn bad_bytes_and_bad_requests_hurt_nobody_else() {
             .await
             .expect("left open");
     }
-    let a = Mount::open(server.address()).await;
+    let a = server.mount().await;
     let bad = [
         a.call(wire::Lookup { parent: 0, name: "x".into() }).await.map(|_| ()),
         a.call(wire::Lookup { parent: 1, name: "a/b".into() }).await.map(|_| ()),

@@ -7,9 +7,6 @@ use gofs_tree::{FsError, Ino};
 
 use crate::client::*;
 
-const SHORT: Duration = Duration::from_millis(1200);
-const SHORT_MARGIN: Duration = Duration::from_millis(300);
-
 fn lock(ino: Ino, owner: u64, exclusive: bool) -> wire::Lock {
     wire::Lock { ino: ino.0, owner, start: 0, end: u64::MAX, exclusive, pid: 1 }
 }
@@ -24,9 +21,8 @@ async fn set(mount: &Mount, lock: wire::Lock, wait_id: u64) -> Result<(), FsErro
 
 #[tokio::test(flavor = "multi_thread")]
 async fn locks_hold_across_mounts_and_die_with_them() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), SHORT, SHORT_MARGIN).await;
-    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let server = serve_with(SHORT).await;
+    let (a, b) = (server.mount().await, server.mount().await);
     let ino = Ino(a.create(ROOT, "f").await.unwrap().ino);
     set(&a, lock(ino, 1, true), 0).await.unwrap();
     assert_eq!(set(&b, lock(ino, 1, true), 0).await, Err(FsError::WouldBlock));
@@ -54,9 +50,8 @@ async fn locks_hold_across_mounts_and_die_with_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadlock_of_two_mounts_is_told() {
-    let data = tempfile::tempdir().unwrap();
-    let server = serve(data.path(), Duration::from_secs(20), SHORT_MARGIN).await;
-    let (a, b) = (Mount::open(server.address()).await, Mount::open(server.address()).await);
+    let server = serve().await;
+    let (a, b) = (server.mount().await, server.mount().await);
     set(&a, lock(Ino(10), 1, true), 0).await.unwrap();
     set(&b, lock(Ino(11), 1, true), 0).await.unwrap();
     let (first, second) = tokio::join!(set(&a, lock(Ino(11), 1, true), 1), async {

@@ -6,3 +6,5 @@ mod client;
 mod coherence;
 mod life;
 mod locks;
+mod slices;
+mod walk;

@@ -2,9 +2,9 @@
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rand::RngExt;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -186,6 +186,13 @@ impl Cluster {
         self.mount_as(name, "test", "")
     }
 
+    /// What `gofsctl sessions` shows of a mount; `None` while it has no session.
+    pub fn session(&self, mount: &Mount) -> Option<Value> {
+        let sessions = self.ctl_json(&["sessions"]);
+        let own = mount.path().display().to_string();
+        sessions.as_array().and_then(|all| all.iter().find(|session| session["mount_point"] == own)).cloned()
+    }
+
     /// Starts a further ChunkServer on data directories of the test's own, with commas between them.
     pub fn start_chunk(&self, name: &str, data: &str) -> Server {
         let args = ["--listen", &free_address(), "--data", data, "--meta", &self.meta()].map(String::from);
@@ -212,11 +219,16 @@ impl Drop for Cluster {
     }
 }
 
-/// A free address on loopback, below the ports that the kernel gives to outgoing connections.
+/// A free address on loopback, below the ports that the kernel gives to outgoing connections. Never the same twice, and
+/// not what another test's process takes at the same time: it begins elsewhere.
 fn free_address() -> String {
-    let mut rng = rand::rng();
+    const PORTS: std::ops::Range<u32> = 10_000..32_000;
+    const OF_A_PROCESS: u32 = 32;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
     loop {
-        let address = format!("127.0.0.1:{}", rng.random_range(10_000..32_000_u16));
+        let at = std::process::id().wrapping_mul(OF_A_PROCESS);
+        let at = at.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
+        let address = format!("127.0.0.1:{}", PORTS.start + at % (PORTS.end - PORTS.start));
         if TcpListener::bind(&address).is_ok() {
             return address;
         }

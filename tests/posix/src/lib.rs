@@ -5,6 +5,7 @@
 //! for a condition. A missing binary or /dev/fuse fails the test and says what to do.
 
 mod cluster;
+mod history;
 mod load;
 mod mount;
 pub mod posix;
@@ -14,6 +15,7 @@ pub mod sys;
 mod wait;
 
 pub use cluster::{Cluster, ClusterBuilder};
+pub use history::History;
 pub use load::{Load, content};
 pub use mount::Mount;
 pub use process::Server;

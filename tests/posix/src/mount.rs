@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::posix;
 use crate::process::Server;
 use crate::wait::wait_for;
 
@@ -41,6 +42,22 @@ impl Mount {
     /// A path below the mount point.
     pub fn join(&self, path: &str) -> PathBuf {
         self.path.join(path)
+    }
+
+    /// The rest of a line of the mount's statistics (the attribute `gofs.stats`) that begins with `name`.
+    pub fn statistic(&self, name: &str) -> Option<String> {
+        let stats = posix::get_xattr(&self.path, "gofs.stats").expect("the mount's statistics");
+        let stats = String::from_utf8(stats).expect("text");
+        let rest = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(' ')?.to_owned());
+        stats.lines().find_map(rest)
+    }
+
+    /// How often there was an operation ("operation KIND") or an answer of a server ("round_trip KIND").
+    pub fn counted(&self, name: &str) -> u64 {
+        let line = self.statistic(name).unwrap_or_default();
+        // BUCKET:COUNT, after times.
+        let counts = line.split(' ').filter_map(|field| field.split_once(':'));
+        counts.map(|(_, count)| count.parse::<u64>().expect("a number")).sum()
     }
 
     /// Its daemon.

@@ -1,13 +1,13 @@
 //! System calls on files that std does not offer, made safe.
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::ptr;
+use std::ptr::{self, NonNull};
 
 /// Kinds of byte-range locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +154,15 @@ pub fn make_node(path: &Path, mode: u32, device: u64) -> io::Result<()> {
     check(unsafe { libc::mknod(path.as_ptr(), mode, device) } as isize).map(drop)
 }
 
+/// posix_fadvise(3): reads will be at random.
+pub fn advise_random(file: &File) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) } {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
 /// A file mapped shared and writable.
 pub struct Mapping {
     address: *mut u8,
@@ -234,5 +243,54 @@ impl AlignedBuffer {
     /// Its bytes, to be read into.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..][..self.length]
+    }
+}
+
+/// An open directory that can be read again from its beginning, as std's cannot.
+pub struct Directory(NonNull<libc::DIR>);
+
+impl Directory {
+    /// opendir(3)
+    pub fn open(path: &Path) -> io::Result<Directory> {
+        let path = c_path(path);
+        // SAFETY: a NUL-terminated string.
+        let directory = unsafe { libc::opendir(path.as_ptr()) };
+        NonNull::new(directory).map(Directory).ok_or_else(io::Error::last_os_error)
+    }
+
+    /// rewinddir(3), and all names but `.` and `..`, sorted.
+    pub fn list(&mut self) -> io::Result<Vec<String>> {
+        // SAFETY: open until drop.
+        unsafe { libc::rewinddir(self.0.as_ptr()) };
+        let mut names = Vec::new();
+        while let Some(name) = self.next_name()? {
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// readdir(3)
+    fn next_name(&mut self) -> io::Result<Option<String>> {
+        // SAFETY: errno is this thread's own.
+        unsafe { *libc::__errno_location() = 0 };
+        // SAFETY: open until drop; nobody else reads it.
+        let entry = unsafe { libc::readdir(self.0.as_ptr()) };
+        if entry.is_null() {
+            let error = io::Error::last_os_error();
+            return if error.raw_os_error() == Some(0) { Ok(None) } else { Err(error) };
+        }
+        // SAFETY: a NUL-terminated name, valid until the next call.
+        let name = unsafe { CStr::from_ptr((*entry).d_name.as_ptr()) };
+        Ok(Some(name.to_string_lossy().into_owned()))
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // SAFETY: open, and not used any more.
+        unsafe { libc::closedir(self.0.as_ptr()) };
     }
 }

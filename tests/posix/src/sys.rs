@@ -1,6 +1,10 @@
 //! System calls that std does not offer.
 #![allow(unsafe_code)]
 
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -27,4 +31,25 @@ pub fn kill(pid: u32, signal: i32) {
 pub fn euid() -> u32 {
     // SAFETY: cannot fail, no memory is passed.
     unsafe { libc::geteuid() }
+}
+
+/// What the file system of an open file has free for anybody, bytes.
+pub fn available(file: &File) -> io::Result<u64> {
+    let mut stat = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the pointer is to memory of that type.
+    if unsafe { libc::fstatvfs(file.as_raw_fd(), stat.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: filled in, as the call says.
+    let stat = unsafe { stat.assume_init() };
+    Ok(stat.f_bavail * stat.f_frsize)
+}
+
+/// Gives a file `len` bytes of space.
+pub fn allocate(file: &File, len: u64) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, len as libc::off_t) } {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
 }

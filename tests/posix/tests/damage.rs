@@ -30,51 +30,58 @@ fn flip(dir: &Path, marker: &[u8]) -> Vec<PathBuf> {
     flipped
 }
 
+/// Damaged blocks that the ChunkServers have found so far.
+fn corrupt_blocks(cluster: &Cluster) -> u64 {
+    let servers = cluster.ctl_json(&["servers"]);
+    servers.as_array().unwrap().iter().map(|server| server["corrupt_blocks_total"].as_u64().unwrap()).sum()
+}
+
 #[test]
 fn a_flipped_bit_in_a_chunk_is_served_from_the_other_replica_reported_and_repaired() {
     let cluster = Cluster::builder().scrub_interval_s(1).start();
     cluster.create_namespace("test", &[]);
     let mount = cluster.mount("m");
-    let data = content(1, 3_000_000);
-    fs::write(mount.join("big"), &data).unwrap();
-    fs::write(mount.join("small"), &data[..20_000]).unwrap();
-    gofs_posix_tests::shell(mount.path(), "sync big small");
-    let mut damaged = 0;
-    for server in 1..=3 {
-        // One server each time, so that the other replica stays good.
-        let flipped = flip(&cluster.dir().join(format!("chunk{server}")), &data[8192..8192 + 64]);
-        if flipped.is_empty() {
-            continue;
-        }
-        damaged += 1;
-        let reader = cluster.mount(&format!("reader{server}"));
-        for _ in 0..4 {
-            assert!(fs::read(reader.join("big")).unwrap() == data, "wrong bytes from server {server}");
-            assert!(fs::read(reader.join("small")).unwrap() == data[..20_000]);
-            gofs_posix_tests::shell(Path::new("/"), "echo 1 > /proc/sys/vm/drop_caches");
-        }
-        reader.unmount();
-        // Found by a read of that replica or by scrubbing it, and made again.
-        eventually("the damage to be reported and repaired", Duration::from_secs(90), || {
-            let status = cluster.ctl_json(&["status"]);
-            let servers = cluster.ctl_json(&["servers"]);
-            let found =
-                servers.as_array().unwrap().iter().map(|s| s["corrupt_blocks_total"].as_u64().unwrap());
-            let seen: u64 = found.sum();
-            let healthy = status["chunks_under_replicated"] == 0 && status["corrupt_replicas"] == 0;
-            if seen >= damaged && healthy {
-                Ok(())
-            } else {
-                Err(format!("{seen} corrupt blocks found, {status}"))
-            }
-        });
-        if damaged == 2 {
-            break;
-        }
+    // In a file of its own on each server, and in the servers' logs.
+    let files = [("big", content(1, 3_000_000)), ("small", content(2, 20_000))];
+    for (name, data) in &files {
+        fs::write(mount.join(name), data).unwrap();
+        gofs_posix_tests::shell(mount.path(), &format!("sync {name}"));
     }
-    assert_eq!(damaged, 2, "two replicas hold the bytes");
+    for (name, data) in &files {
+        let mut damaged = 0;
+        // One replica after the other, each good again before the next is damaged.
+        for server in 1..=3 {
+            let found_before = corrupt_blocks(&cluster);
+            if flip(&cluster.dir().join(format!("chunk{server}")), &data[8192..8192 + 64]).is_empty() {
+                continue;
+            }
+            damaged += 1;
+            let reader = cluster.mount(&format!("reader-{name}-{server}"));
+            for _ in 0..4 {
+                let read = fs::read(reader.join(name)).unwrap();
+                assert!(read == *data, "wrong bytes of {name} from server {server}");
+                gofs_posix_tests::shell(Path::new("/"), "echo 1 > /proc/sys/vm/drop_caches");
+            }
+            reader.unmount();
+            // Found by a read of that replica or by scrubbing it, and made again.
+            eventually("the damage to be reported and repaired", Duration::from_secs(90), || {
+                // In this order: a server tells which replica is damaged before it tells how much it has found.
+                let found = corrupt_blocks(&cluster);
+                let status = cluster.ctl_json(&["status"]);
+                let healthy = status["chunks_under_replicated"] == 0 && status["corrupt_replicas"] == 0;
+                if found > found_before && healthy {
+                    Ok(())
+                } else {
+                    Err(format!("{name}, server {server}: {found_before}, {found} corrupt blocks, {status}"))
+                }
+            });
+        }
+        assert!(damaged >= 2, "two replicas hold {name}; {damaged} were damaged");
+    }
     let last = cluster.mount("last");
-    assert!(fs::read(last.join("big")).unwrap() == data);
+    for (name, data) in &files {
+        assert!(fs::read(last.join(name)).unwrap() == *data, "{name}");
+    }
     cluster.check();
 }
 

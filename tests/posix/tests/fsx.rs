@@ -8,7 +8,9 @@ use std::fs;
 
 use gofs_posix_tests::{Cluster, Mount, run, try_shell};
 
-const OPERATIONS: &str = "100000";
+const OPERATIONS: u32 = 100_000;
+/// Each is on stable storage before the next.
+const SYNC_OPERATIONS: u32 = 1_500;
 
 fn program() -> String {
     std::env::var("FSX").unwrap_or_else(|_| {
@@ -34,18 +36,18 @@ sendfile = 1
 posix_fadvise = 1
 "#;
 
-fn fsx(seed: u32, namespace_options: &[&str]) {
+fn fsx(seed: u32, operations: u32, namespace_options: &[&str], mount_options: &str) {
     let program = program();
     let cluster = Cluster::builder().start();
     cluster.create_namespace("test", namespace_options);
-    let (mount, other) = (cluster.mount("m"), cluster.mount("other"));
+    let (mount, other) = (cluster.mount_as("m", "test", mount_options), cluster.mount("other"));
     let config = cluster.dir().join("fsx.toml");
     fs::write(&config, CONFIG).unwrap();
-    eprintln!("replay: {program} -S {seed} -N {OPERATIONS} -f {} FILE", config.display());
+    eprintln!("replay: {program} -S {seed} -N {operations} -f {} FILE", config.display());
     let output = try_shell(
         mount.path(),
         &format!(
-            "{program} -S {seed} -N {OPERATIONS} -f {} -P {} fsx-file",
+            "{program} -S {seed} -N {operations} -f {} -P {} fsx-file",
             config.display(),
             cluster.dir().display()
         ),
@@ -64,15 +66,20 @@ fn fsx(seed: u32, namespace_options: &[&str]) {
 
 #[test]
 fn fsx_finds_nothing_with_small_chunks() {
-    fsx(7, &["--chunk-size", "64KiB"]);
+    fsx(7, OPERATIONS, &["--chunk-size", "64KiB"], "");
 }
 
 #[test]
 fn fsx_finds_nothing_where_much_is_inline() {
-    fsx(23, &["--chunk-size", "1MiB", "--inline-max", "64KiB"]);
+    fsx(23, OPERATIONS, &["--chunk-size", "1MiB", "--inline-max", "64KiB"], "");
 }
 
 #[test]
 fn fsx_finds_nothing_with_the_default_configuration() {
-    fsx(11, &[]);
+    fsx(11, OPERATIONS, &[], "");
+}
+
+#[test]
+fn fsx_finds_nothing_where_every_write_is_durable() {
+    fsx(5, SYNC_OPERATIONS, &["--chunk-size", "64KiB"], "sync");
 }

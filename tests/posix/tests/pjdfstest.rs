@@ -70,6 +70,15 @@ fn report<'a>(output: &'a str, name: &str) -> &'a str {
 
 #[test]
 fn a_mount_passes_what_a_local_file_system_passes() {
+    passes_what_a_local_file_system_passes("");
+}
+
+#[test]
+fn so_does_one_with_every_change_durable_before_it_returns() {
+    passes_what_a_local_file_system_passes("sync");
+}
+
+fn passes_what_a_local_file_system_passes(options: &str) {
     let program = std::env::var("PJDFSTEST").unwrap_or_else(|_| {
         panic!("PJDFSTEST does not name the pjdfstest program: run `cargo xtask test`, or `cargo install pjdfstest` and set PJDFSTEST to it")
     });
@@ -79,7 +88,7 @@ fn a_mount_passes_what_a_local_file_system_passes() {
         .filter(|name| !name.is_empty())
         .collect();
     let cluster = Cluster::start();
-    let mount = cluster.mount("m");
+    let mount = cluster.mount_as("m", "test", options);
     let config = cluster.dir().join("pjdfstest.toml");
     fs::write(&config, CONFIG).unwrap();
     let (local, _) = cases(&program, &config, &cluster.dir().join("local"));

@@ -1,5 +1,6 @@
 //! Random operations on two mounts against a directory of a local file system: the same results,
-//! the same errors, the same tree, whichever mount acts and whichever looks.
+//! the same errors, the same tree, whichever mount acts and whichever looks. Beside directories that both change there
+//! is one for each that the other seldom looks at, and a third mount that takes leases back at random.
 //!
 //! A failure prints the seed and the command that replays it.
 
@@ -10,6 +11,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use gofs_posix_tests::posix::{self, RenameKind};
 use gofs_posix_tests::{Cluster, Mount};
@@ -17,9 +20,16 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tempfile::TempDir;
 
+/// Steps of a run; GOFS_RANDOM_STEPS changes it.
 const STEPS: usize = 6_000;
+/// Each change is committed before the next.
+const SYNC_STEPS: usize = 2_000;
+/// How often the other mount looks at what only one changes.
+const OWN_OBSERVED: f64 = 0.03;
 /// Steps between comparisons of the whole tree.
 const COMPARE_EVERY: usize = 150;
+/// Longest pause between two leases that are taken back.
+const MEDDLE_PAUSE_MS: u64 = 12;
 /// Open files kept on each side.
 const OPEN_MAX: usize = 6;
 /// Largest offset written to: past `inline_max` and several chunks of the namespace's 64 KiB.
@@ -66,6 +76,9 @@ impl Run {
     /// A path of few names, so that operations meet.
     fn path(&mut self) -> PathBuf {
         let mut path = PathBuf::new();
+        if self.rng.random_bool(0.4) {
+            path.push(format!("own{}", self.rng.random_range(0..2)));
+        }
         for _ in 0..self.rng.random_range(0..3) {
             path.push(format!("d{}", self.rng.random_range(0..3)));
         }
@@ -91,12 +104,19 @@ impl Run {
 
     /// Does it on a mount and in the reference, and compares.
     fn both(&mut self, what: String, act: impl Fn(&Path) -> Outcome) {
-        let which = self.rng.random_range(0..2);
-        self.acted_on = which;
+        let which = self.actor();
         self.history.push(format!("[{which}] {what}"));
         let expected = act(self.local.path());
         let got = act(self.mounts[which].path());
         self.same(&expected, &got);
+    }
+
+    /// The mount that acts: where the step names something of its own, the owner.
+    fn actor(&mut self) -> usize {
+        let owner =
+            self.touched.iter().find_map(|path| (0..2).find(|which| path.starts_with(format!("own{which}"))));
+        self.acted_on = owner.unwrap_or_else(|| self.rng.random_range(0..2));
+        self.acted_on
     }
 
     fn same(&self, expected: &Outcome, got: &Outcome) {
@@ -229,8 +249,7 @@ impl Run {
         if self.open.len() >= OPEN_MAX {
             return;
         }
-        let which = self.rng.random_range(0..2);
-        self.acted_on = which;
+        let which = self.actor();
         self.history.push(format!("[{which}] open {} as #{}", path.display(), self.open.len()));
         let open = |root: &Path| OpenOptions::new().read(true).write(true).open(root.join(path));
         match (open(self.local.path()), open(self.mounts[which].path())) {
@@ -276,6 +295,10 @@ impl Run {
     fn observe(&mut self) {
         let other = 1 - self.acted_on;
         for path in std::mem::take(&mut self.touched) {
+            let is_own = path.starts_with("own0") || path.starts_with("own1");
+            if is_own && !self.rng.random_bool(OWN_OBSERVED) {
+                continue;
+            }
             self.history.push(format!("[{other}] observe {}", path.display()));
             let parent = path.parent().unwrap_or(Path::new(""));
             let see = |root: &Path| {
@@ -365,18 +388,57 @@ fn tree(root: &Path) -> BTreeMap<String, (Vec<u8>, Vec<u8>)> {
     found
 }
 
-fn round(seed: u64) {
+/// Takes leases back until it is told to stop: by looks, and by a change that shows in nothing that is compared.
+fn meddle(mount: &Mount, seed: u64, stop: &AtomicBool) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    while !stop.load(Ordering::Acquire) {
+        let mut path = mount.path().to_owned();
+        for _ in 0..rng.random_range(0..4) {
+            // What is not there, or no directory, ends the way.
+            let names =
+                fs::read_dir(&path).map(|dir| dir.flatten().map(|entry| entry.path()).collect::<Vec<_>>());
+            let Ok(names) = names else { break };
+            let Some(next) = names.get(rng.random_range(0..names.len().max(1))) else { break };
+            path.clone_from(next);
+        }
+        match rng.random_range(0..4) {
+            0 => drop(fs::symlink_metadata(&path)),
+            1 => drop(posix::set_xattr(&path, "trusted.meddled", &[rng.random()])),
+            2 => drop(File::open(&path).and_then(|file| file.sync_all())),
+            _ => drop(fs::read(&path)),
+        }
+        std::thread::sleep(Duration::from_millis(rng.random_range(0..MEDDLE_PAUSE_MS)));
+    }
+}
+
+fn round(seed: u64, steps: usize, options: &str) {
+    let steps = std::env::var("GOFS_RANDOM_STEPS").ok().and_then(|text| text.parse().ok()).unwrap_or(steps);
     eprintln!("replay with: GOFS_SEED={seed} cargo nextest run -p gofs-posix-tests --test random");
     let cluster = Cluster::builder().start();
     cluster.create_namespace("test", &["--chunk-size", "64KiB"]);
-    let mut run = Run::new(seed, [cluster.mount("a"), cluster.mount("b")]);
-    for step in 1..=STEPS {
-        run.step();
-        run.observe();
-        if step % COMPARE_EVERY == 0 {
-            run.compare();
-        }
+    let mount = |name| cluster.mount_as(name, "test", options);
+    let mut run = Run::new(seed, [mount("a"), mount("b")]);
+    for (which, mount) in run.mounts.iter().enumerate() {
+        let name = format!("own{which}");
+        fs::create_dir(mount.join(&name)).unwrap();
+        fs::create_dir(run.local.path().join(&name)).unwrap();
     }
+    let (third, stop) = (cluster.mount("third"), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let meddling = scope.spawn(|| meddle(&third, seed, &stop));
+        // Ended also where a step panics.
+        let _stop = StopOnDrop(&stop);
+        for step in 1..=steps {
+            run.step();
+            run.observe();
+            if step % COMPARE_EVERY == 0 {
+                run.compare();
+            }
+        }
+        stop.store(true, Ordering::Release);
+        meddling.join().unwrap();
+    });
+    third.unmount();
     run.open.clear();
     run.compare();
     let Run { mounts: [a, b], local, .. } = run;
@@ -387,16 +449,29 @@ fn round(seed: u64) {
     cluster.check();
 }
 
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 #[test]
 fn two_mounts_do_what_a_local_file_system_does() {
     let seed = match std::env::var("GOFS_SEED") {
         Ok(seed) => seed.parse().expect("GOFS_SEED is a number"),
         Err(_) => rand::rng().random(),
     };
-    round(seed);
+    round(seed, STEPS, "");
 }
 
 #[test]
 fn two_mounts_do_what_a_local_file_system_does_with_a_known_seed() {
-    round(1);
+    round(1, STEPS, "");
+}
+
+#[test]
+fn two_mounts_do_what_a_local_file_system_does_with_every_change_durable() {
+    round(2, SYNC_STEPS, "sync");
 }

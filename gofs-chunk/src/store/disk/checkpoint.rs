@@ -183,7 +183,7 @@ impl Disk {
         state: &ChunkState,
         group: u32,
     ) -> Result<Table, StoreError> {
-        let mut table = self.table(chunk, cell, state, group)?;
+        let mut table = Table::clone(&*self.table(chunk, cell, state, group)?);
         for index in state.table_end.saturating_sub(group * GROUP_BLOCKS).min(GROUP_BLOCKS)..GROUP_BLOCKS {
             table.set(index, None);
         }

@@ -27,8 +27,8 @@ use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 
 pub use open::OpenError;
-pub use read::ChunkStat;
-pub use write::{Ack, WriteMode};
+pub use read::{ChunkStat, Verified};
+pub use write::{Ack, BeforeAck, Data, WriteMode};
 
 use super::StoreOptions;
 use super::changes::{Changes, ChunkInfo};
@@ -200,7 +200,7 @@ impl Disk {
 
     /// Damaged blocks found since the start.
     pub fn corrupt_blocks(&self) -> u64 {
-        self.corrupt_blocks.load(Ordering::Relaxed)
+        self.corrupt_blocks.load(Ordering::Acquire)
     }
 
     fn cell(&self, chunk: ChunkId) -> Option<Arc<Cell>> {
@@ -253,10 +253,15 @@ impl Disk {
         self.path.join(CHUNKS_DIR)
     }
 
+    /// The file of a large chunk, if it is open.
+    fn open_home(&self, key: HomeKey) -> Option<Arc<Home>> {
+        self.homes.lock().get(&key).cloned()
+    }
+
     /// The open file of a large chunk.
     fn home(&self, key: HomeKey) -> io::Result<Arc<Home>> {
-        if let Some(home) = self.homes.lock().get(&key) {
-            return Ok(home.clone());
+        if let Some(home) = self.open_home(key) {
+            return Ok(home);
         }
         let home = Arc::new(Home::open(&self.home_root(), key, &self.options.watch)?);
         self.homes.lock().put(key, home.clone());

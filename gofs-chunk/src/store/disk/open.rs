@@ -373,7 +373,9 @@ impl Finish<'_> {
                 let dir = key.dir(self.chunks_dir);
                 sync_dir(&dir, &self.options.watch).map_err(io_error("syncing", &dir))?;
             }
-            if tables.is_empty() && unsynced.is_empty() {
+            // Nothing of a file that was never synced need be there, its header neither.
+            let synced = state.table_end > 0 || state.home_synced > Lsn(0);
+            if synced && tables.is_empty() && unsynced.is_empty() {
                 continue;
             }
             match Home::open(self.chunks_dir, key, &self.options.watch) {

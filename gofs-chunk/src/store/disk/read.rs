@@ -1,11 +1,12 @@
 //! Reading: finds where the newest bytes of each block are, and verifies every block before it is used.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use gofs_tree::{ChunkId, ChunkVersion};
 
-use super::super::block::{BLOCK_LEN, BlockRange, BlockSum};
+use super::super::block::{BLOCK_LEN, BlockRange, BlockSum, append_crc};
 use super::super::chunk::{ChunkState, Place};
 use super::super::error::StoreError;
 use super::super::home::{GROUP_BLOCKS, HomeKey, Table, group_of};
@@ -17,6 +18,28 @@ const VERIFY_BLOCKS: u32 = 256;
 
 /// Of each block of a range: its checksum and where its bytes are; `None` = never written.
 pub(super) type Places = Vec<Option<(BlockSum, Place)>>;
+
+/// Bytes that were read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// They have the checksums with which they were written.
+    pub bytes: Vec<u8>,
+    /// Theirs.
+    pub crc32c: u32,
+}
+
+impl Verified {
+    /// `len` bytes from `offset` out of the blocks that cover them, which have this CRC32C.
+    fn cut(mut blocks: Vec<u8>, crc32c: u32, offset: u32, len: u32) -> Verified {
+        let (skip, len) = (offset as usize % BLOCK_LEN, len as usize);
+        if skip == 0 && len == blocks.len() {
+            return Verified { bytes: blocks, crc32c };
+        }
+        blocks.copy_within(skip..skip + len, 0);
+        blocks.truncate(len);
+        Verified { crc32c: crc32c::crc32c(&blocks), bytes: blocks }
+    }
+}
 
 /// What a chunk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,20 +60,71 @@ impl Disk {
         version: ChunkVersion,
         offset: u32,
         len: u32,
-    ) -> Result<Vec<u8>, StoreError> {
+    ) -> Result<Verified, StoreError> {
         let Some(range) = BlockRange::covering(offset, len) else {
             return Err(StoreError::Invalid(format!("{len} bytes from {offset} are past the largest chunk")));
         };
         self.with_live(chunk, version, |cell, state| {
             let mut out = vec![0; range.bytes()];
-            self.read_range(chunk, cell, state, range, &mut out)?;
-            let skip = offset as usize % BLOCK_LEN;
-            if skip > 0 {
-                out.copy_within(skip.., 0);
-            }
-            out.truncate(len as usize);
-            Ok(out)
+            let crc32c = self.read_range(chunk, cell, state, range, &mut out)?;
+            Ok(Verified::cut(out, crc32c, offset, len))
         })
+    }
+
+    /// As [`Disk::read`], if all of it is in memory and nobody is changing the chunk. `None` says nothing.
+    pub fn read_at_once(
+        &self,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        offset: u32,
+        len: u32,
+    ) -> Option<Verified> {
+        let range = BlockRange::covering(offset, len)?;
+        self.check_up().ok()?;
+        let cell = self.cell(chunk)?;
+        let state = cell.state.try_read()?;
+        if !state.is_live() || version > state.version {
+            return None;
+        }
+        let mut out = vec![0; range.bytes()];
+        let places = self.places_at_once(chunk, &state, range)?;
+        for (block, run) in runs(&places) {
+            let bytes = &mut out[block * BLOCK_LEN..(block + run) * BLOCK_LEN];
+            let first = range.first + block as u32;
+            let read = match places[block] {
+                Some((_, Place::Home)) => {
+                    let key = HomeKey { chunk, generation: state.home };
+                    self.open_home(key).is_some_and(|home| home.read_blocks_at_once(first, bytes))
+                }
+                Some((_, Place::Log(at))) => self.log.read_at_once(at, bytes),
+                _ => true,
+            };
+            if !read {
+                return None;
+            }
+        }
+        let crc32c = verified(&out, &places).ok()?;
+        Some(Verified::cut(out, crc32c, offset, len))
+    }
+
+    /// The range is going to be read: has the disk begin where it is known at once what is to be read.
+    pub fn will_read(&self, chunk: ChunkId, offset: u32, len: u32) {
+        let Some(range) = BlockRange::covering(offset, len) else { return };
+        let Some(cell) = self.cell(chunk) else { return };
+        let Some(state) = cell.state.try_read() else { return };
+        let Some(places) = self.places_at_once(chunk, &state, range) else { return };
+        for (block, run) in runs(&places) {
+            let range = BlockRange { first: range.first + block as u32, count: run as u32 };
+            match places[block] {
+                Some((_, Place::Home)) => {
+                    if let Some(home) = self.open_home(HomeKey { chunk, generation: state.home }) {
+                        home.will_read(range);
+                    }
+                }
+                Some((_, Place::Log(at))) => self.log.will_read(at, range.bytes() as u64),
+                _ => {}
+            }
+        }
     }
 
     fn with_live<T>(
@@ -101,6 +175,14 @@ impl Disk {
     /// it, which may wait, and stops where it says no. The chunk counts as whole again if it is.
     /// All damage is reported; the first is returned.
     pub fn verify(&self, chunk: ChunkId, mut pace: impl FnMut(u64) -> bool) -> Result<(), StoreError> {
+        self.with_live(chunk, ChunkVersion(0), |_, state| {
+            if state.home != 0
+                && let Ok(home) = self.home(HomeKey { chunk, generation: state.home })
+            {
+                home.forget_tables();
+            }
+            Ok(())
+        })?;
         let mut first = 0;
         let mut found = Ok(());
         loop {
@@ -138,7 +220,7 @@ impl Disk {
         found
     }
 
-    /// Fills `out` with the verified blocks of `range`.
+    /// Fills `out`, which is zeros, with the verified blocks of `range`; returns the CRC32C of all of it.
     pub(super) fn read_range(
         &self,
         chunk: ChunkId,
@@ -146,47 +228,26 @@ impl Disk {
         state: &ChunkState,
         range: BlockRange,
         out: &mut [u8],
-    ) -> Result<(), StoreError> {
+    ) -> Result<u32, StoreError> {
         let places = self.places(chunk, cell, state, range)?;
-        let mut block = 0;
-        while block < places.len() {
-            let Some((_, place)) = places[block] else {
-                block += 1;
-                continue;
-            };
-            let run = 1 + places[block + 1..]
-                .iter()
-                .enumerate()
-                .take_while(|(i, next)| follows(place, i + 1, **next))
-                .count();
+        for (block, run) in runs(&places) {
             let first = range.first + block as u32;
             let bytes = &mut out[block * BLOCK_LEN..(block + run) * BLOCK_LEN];
-            let read = match place {
-                Place::Home => self
+            let read = match places[block] {
+                Some((_, Place::Home)) => self
                     .home(HomeKey { chunk, generation: state.home })
                     .and_then(|h| h.read_blocks(first, bytes)),
-                Place::Log(at) => self.log.read(at, bytes),
-                Place::Hole => Ok(()),
+                Some((_, Place::Log(at))) => self.log.read(at, bytes),
+                _ => Ok(()),
             };
             if let Err(error) = read {
                 return Err(self.read_error(chunk, cell, state, first, &error));
             }
-            for (i, bytes) in bytes.chunks_exact(BLOCK_LEN).enumerate() {
-                let sum = places[block + i].map(|(sum, _)| sum);
-                if sum != Some(BlockSum::of(bytes)) {
-                    let at = first + i as u32;
-                    return Err(self.corrupt(
-                        chunk,
-                        cell,
-                        state,
-                        at,
-                        "its bytes do not have the checksum they were written with",
-                    ));
-                }
-            }
-            block += run;
         }
-        Ok(())
+        verified(out, &places).map_err(|block| {
+            let what = "its bytes do not have the checksum they were written with";
+            self.corrupt(chunk, cell, state, range.first + block as u32, what)
+        })
     }
 
     /// Where the blocks of a range are.
@@ -201,22 +262,19 @@ impl Disk {
             let what = "the log record of a change was damaged, so its newest bytes are not known";
             return Err(self.corrupt(chunk, cell, state, range.first, what));
         }
-        let mut places: Places = vec![None; range.count as usize];
-        let mut block = range.first;
-        while block < range.end().min(state.table_end) {
-            let (group, index) = group_of(block);
-            let table = self.table(chunk, cell, state, group)?;
-            let upto = range.end().min(state.table_end).min((group + 1) * GROUP_BLOCKS);
-            for i in 0..upto - block {
-                places[(block - range.first + i) as usize] =
-                    table.get(index + i).map(|sum| (sum, Place::Home));
-            }
-            block = upto;
+        places_by(state, range, |group| self.table(chunk, cell, state, group))
+    }
+
+    /// The same from memory alone.
+    fn places_at_once(&self, chunk: ChunkId, state: &ChunkState, range: BlockRange) -> Option<Places> {
+        if state.damaged {
+            return None;
         }
-        for slot in state.slots.of(range) {
-            places[(slot.block - range.first) as usize] = slot.sum().map(|sum| (sum, slot.place()));
-        }
-        Ok(places)
+        let table = |group| {
+            let home = self.open_home(HomeKey { chunk, generation: state.home });
+            home.and_then(|home| home.kept_table(group)).ok_or(())
+        };
+        places_by(state, range, table).ok()
     }
 
     /// A table of the chunk's own file. Entries from `table_end` on mean nothing.
@@ -226,7 +284,7 @@ impl Disk {
         cell: &Cell,
         state: &ChunkState,
         group: u32,
-    ) -> Result<Table, StoreError> {
+    ) -> Result<Arc<Table>, StoreError> {
         let first = group * GROUP_BLOCKS;
         match self.home(HomeKey { chunk, generation: state.home }).and_then(|home| home.read_table(group)) {
             Ok(Some(table)) => Ok(table),
@@ -277,17 +335,68 @@ impl Disk {
         what: &'static str,
     ) -> StoreError {
         let error = StoreError::Corrupt { chunk, block, disk: self.path.clone(), what };
-        let mut known = self.corrupt_known.lock();
-        if known.len() < CORRUPT_KNOWN_MAX && known.insert((chunk, block)) {
-            drop(known);
-            self.corrupt_blocks.fetch_add(1, Ordering::Relaxed);
-            tracing::error!(%chunk, block, disk = %self.path.display(), what, "corrupt block");
-        }
+        // Told before it is counted: whoever sees the count finds the chunk among the changes.
         if !cell.corrupt.swap(true, Ordering::Relaxed) {
             self.tell(chunk, cell, state);
         }
+        let mut known = self.corrupt_known.lock();
+        if known.len() < CORRUPT_KNOWN_MAX && known.insert((chunk, block)) {
+            drop(known);
+            self.corrupt_blocks.fetch_add(1, Ordering::Release);
+            tracing::error!(%chunk, block, disk = %self.path.display(), what, "corrupt block");
+        }
         error
     }
+}
+
+/// Where the blocks of a range are, with the tables that `table` brings.
+fn places_by<E>(
+    state: &ChunkState,
+    range: BlockRange,
+    mut table: impl FnMut(u32) -> Result<Arc<Table>, E>,
+) -> Result<Places, E> {
+    let mut places: Places = vec![None; range.count as usize];
+    let mut block = range.first;
+    let listed = range.end().min(state.table_end);
+    while block < listed {
+        let (group, index) = group_of(block);
+        let table = table(group)?;
+        let upto = listed.min((group + 1) * GROUP_BLOCKS);
+        for i in 0..upto - block {
+            places[(block - range.first + i) as usize] = table.get(index + i).map(|sum| (sum, Place::Home));
+        }
+        block = upto;
+    }
+    for slot in state.slots.of(range) {
+        places[(slot.block - range.first) as usize] = slot.sum().map(|sum| (sum, slot.place()));
+    }
+    Ok(places)
+}
+
+/// The runs of written blocks that lie together, so that each is read at once: index of the first, and how many.
+fn runs(places: &Places) -> impl Iterator<Item = (usize, usize)> {
+    let mut block = 0;
+    std::iter::from_fn(move || {
+        let start = block + places[block..].iter().position(Option::is_some)?;
+        let (_, place) = places[start]?;
+        let behind = places[start + 1..].iter().enumerate();
+        let run = 1 + behind.take_while(|(i, next)| follows(place, i + 1, **next)).count();
+        block = start + run;
+        Some((start, run))
+    })
+}
+
+/// The CRC32C of the blocks, each of which has the checksum it was written with; else the index of the first that has not.
+fn verified(bytes: &[u8], places: &Places) -> Result<u32, usize> {
+    let mut whole = 0;
+    for (block, (bytes, place)) in bytes.chunks_exact(BLOCK_LEN).zip(places).enumerate() {
+        let crc = crc32c::crc32c(bytes);
+        if place.is_some_and(|(sum, _)| sum != BlockSum::from_crc(crc)) {
+            return Err(block);
+        }
+        whole = append_crc(whole, crc);
+    }
+    Ok(whole)
 }
 
 /// Whether a block lies `after` blocks behind one at `place`, so that both are read at once.

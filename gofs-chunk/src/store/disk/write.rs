@@ -16,6 +16,9 @@ use super::{Cell, Disk};
 /// Fewer blocks than this that fill holes of a large chunk go to the log: one sync makes them durable, not two.
 const IN_PLACE_MIN_BLOCKS: usize = 8;
 
+/// A run this long goes on its way to the disk at once: a large file's sync then finds little left to do.
+const LONG_RUN_BLOCKS: u32 = 64;
+
 /// What a write may expect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteMode {
@@ -36,6 +39,31 @@ pub enum Ack {
     Cached,
     /// When the caller has synced it.
     Synced,
+}
+
+/// Bytes to write.
+#[derive(Clone, Copy)]
+pub struct Data<'a> {
+    offset: u32,
+    bytes: &'a [u8],
+    /// Of the whole blocks from the start on; empty where it is not that of a block, or they are not known.
+    sums: &'a [BlockSum],
+}
+
+impl<'a> Data<'a> {
+    /// `sums`: checksums of whole blocks from `offset` on, which mean nothing where no block begins there.
+    pub fn new(offset: u32, bytes: &'a [u8], sums: &'a [BlockSum]) -> Data<'a> {
+        let aligned = (offset as usize).is_multiple_of(BLOCK_LEN);
+        let known = if aligned { sums.len().min(bytes.len() / BLOCK_LEN) } else { 0 };
+        Data { offset, bytes, sums: &sums[..known] }
+    }
+
+    /// The first `len` bytes, and the rest.
+    fn split_at(self, len: usize) -> (Data<'a>, Data<'a>) {
+        let (now, rest) = self.bytes.split_at(len);
+        let (now_sums, rest_sums) = self.sums.split_at(self.sums.len().min(len.div_ceil(BLOCK_LEN)));
+        (Data::new(self.offset, now, now_sums), Data::new(self.offset + len as u32, rest, rest_sums))
+    }
 }
 
 /// Bytes of a write laid out in whole blocks: edges completed from what was there.
@@ -76,37 +104,52 @@ impl<'a> Blocks<'a> {
     }
 }
 
+/// What has to be durable before a write is acknowledged.
+#[must_use]
+pub struct BeforeAck {
+    disk: Arc<Disk>,
+    upto: Lsn,
+}
+
+impl BeforeAck {
+    /// Waits for the disk.
+    pub fn wait(self) -> Result<(), StoreError> {
+        self.disk.sync_log(self.upto)
+    }
+}
+
 impl Disk {
-    /// Writes bytes and returns the blocks that the chunk then has. In the page cache when this returns.
+    /// Writes bytes and returns the blocks that the chunk then has. In the page cache when this returns; where there is
+    /// something to wait for before it is acknowledged, that is returned too.
     pub fn write(
-        &self,
+        self: &Arc<Self>,
         chunk: ChunkId,
         version: ChunkVersion,
-        offset: u32,
-        bytes: &[u8],
+        data: Data<'_>,
         mode: WriteMode,
         ack: Ack,
-    ) -> Result<u32, StoreError> {
-        let len = u32::try_from(bytes.len()).ok();
-        if len.and_then(|len| BlockRange::covering(offset, len)).is_none() {
+    ) -> Result<(u32, Option<BeforeAck>), StoreError> {
+        let len = u32::try_from(data.bytes.len()).ok();
+        if len.and_then(|len| BlockRange::covering(data.offset, len)).is_none() {
             return Err(StoreError::Invalid(format!(
-                "{} bytes at {offset} are past the largest chunk",
-                bytes.len()
+                "{} bytes at {} are past the largest chunk",
+                data.bytes.len(),
+                data.offset
             )));
         }
-        let (blocks, before_ack) = self.with_state(chunk, version, mode, |cell, state, create| {
+        let (blocks, upto) = self.with_state(chunk, version, mode, |cell, state, create| {
             // All of it is let in or nothing.
-            self.admit((bytes.len() + 2 * BLOCK_LEN) as u64)?;
+            self.admit((data.bytes.len() + 2 * BLOCK_LEN) as u64)?;
             let made_here = create.is_some();
-            let written = self.write_pieces(chunk, cell, state, offset, bytes, create);
+            let written = self.write_pieces(chunk, cell, state, data, create);
             if written.is_err() && made_here && state.life != Life::Unborn {
                 // The log itself had no room after all: what is half-written must not be seen.
                 self.bury(chunk, cell, state)?;
             }
             Ok((written?, self.before_ack(chunk, state, ack)?))
         })?;
-        self.sync_log(before_ack)?;
-        Ok(blocks)
+        let pending = self.log.durable() < upto;
+        Ok((blocks, pending.then(|| BeforeAck { disk: self.clone(), upto })))
     }
 
     /// What must be durable before the write that was just done is acknowledged.
@@ -124,16 +167,14 @@ impl Disk {
         chunk: ChunkId,
         cell: &Cell,
         state: &mut ChunkState,
-        mut offset: u32,
-        mut bytes: &[u8],
+        mut data: Data<'_>,
         mut create: Option<Create>,
     ) -> Result<u32, StoreError> {
-        while !bytes.is_empty() || create.is_some() {
-            let piece = self.log.data_max() - offset as usize % BLOCK_LEN;
-            let (now, rest) = bytes.split_at(piece.min(bytes.len()));
-            self.write_piece(chunk, cell, state, offset, now, create.take())?;
-            offset += now.len() as u32;
-            bytes = rest;
+        while !data.bytes.is_empty() || create.is_some() {
+            let piece = self.log.data_max() - data.offset as usize % BLOCK_LEN;
+            let (now, rest) = data.split_at(piece.min(data.bytes.len()));
+            self.write_piece(chunk, cell, state, now, create.take())?;
+            data = rest;
         }
         Ok(state.blocks)
     }
@@ -169,7 +210,8 @@ impl Disk {
                     .then(|| (whole_end * block, end));
                 for (from, to) in [first_edge, last_edge].into_iter().flatten() {
                     if written(from / block, state)? {
-                        self.write_piece(chunk, cell, state, from, &vec![0; (to - from) as usize], None)?;
+                        let zeros = vec![0; (to - from) as usize];
+                        self.write_piece(chunk, cell, state, Data::new(from, &zeros, &[]), None)?;
                     }
                 }
                 let whole = BlockRange {
@@ -245,8 +287,7 @@ impl Disk {
         chunk: ChunkId,
         cell: &Cell,
         state: &mut ChunkState,
-        offset: u32,
-        bytes: &[u8],
+        Data { offset, bytes, sums }: Data<'_>,
         create: Option<Create>,
     ) -> Result<(), StoreError> {
         if bytes.is_empty() {
@@ -266,17 +307,24 @@ impl Disk {
         let in_home = self.choose_in_place(state, range, &before, home.is_some());
         if let Some((_, home)) = &home {
             for run in runs(&in_home) {
-                let mut first = range.first + run.start as u32;
+                let whole = BlockRange { first: range.first + run.start as u32, count: run.len() as u32 };
+                let mut first = whole.first;
                 for piece in blocks.pieces(run) {
                     home.write_blocks(first, piece).map_err(self.change_error("writing", home.path()))?;
                     first += (piece.len() / BLOCK_LEN) as u32;
+                }
+                if whole.count >= LONG_RUN_BLOCKS {
+                    home.begin_writing(whole);
                 }
             }
         }
         let written: Vec<(BlockSum, bool)> = in_home
             .iter()
             .enumerate()
-            .map(|(i, in_home)| (BlockSum::of(blocks.block(i)), *in_home))
+            .map(|(i, in_home)| {
+                let known = sums.get(i).copied();
+                (known.unwrap_or_else(|| BlockSum::of(blocks.block(i))), *in_home)
+            })
             .collect();
         let to_log: Vec<bool> = in_home.iter().map(|in_home| !in_home).collect();
         let data: Vec<&[u8]> = runs(&to_log).flat_map(|run| blocks.pieces(run)).collect();

@@ -28,6 +28,12 @@ use record::{Place, SegmentKey};
 pub const SEGMENT_HEADER_LEN: usize = 64;
 const SEGMENT_MAGIC: [u8; 8] = *b"gofsseg1";
 
+/// Where records are synced one by one, the log is filled with zeros for so many bytes ahead: a sync that has blocks
+/// to allocate writes more than the record, and writes it in turn.
+const ZEROS_AHEAD_BYTES: usize = 128 << 10;
+/// So they are if no more than this is appended between syncs, bytes.
+const SYNCED_APART_BYTES: u64 = 64 << 10;
+
 /// Where the next record goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tail {
@@ -65,6 +71,13 @@ struct Writer {
     /// Segments that were filled and are not synced yet.
     unsynced: Vec<Arc<StoreFile>>,
     before: ChunkId,
+    /// The tail segment was written up to here, be it with zeros.
+    filled: usize,
+    /// Bytes appended since the start, those of them when a sync last began, and how many lay between it and the one
+    /// before.
+    appended: u64,
+    appended_at_sync: u64,
+    synced_apart: u64,
     /// Whether the last record is a mark, or there is none yet.
     marked: bool,
 }
@@ -138,6 +151,10 @@ impl Log {
                 file: None,
                 unsynced: Vec::new(),
                 before: ChunkId(0),
+                filled: 0,
+                appended: 0,
+                appended_at_sync: 0,
+                synced_apart: u64::MAX,
                 marked: true,
             }),
             syncing: Mutex::default(),
@@ -181,7 +198,19 @@ impl Log {
             durable: self.durable(),
             before: writer.before,
         };
-        file.write_at(&record::encode(place, chunk, change, data), u64::from(at.offset))?;
+        let mut record = record::encode(place, chunk, change, data);
+        let end = at.offset as usize + len;
+        if end > writer.filled {
+            let mut filled = end;
+            let since_sync = writer.appended - writer.appended_at_sync;
+            if writer.synced_apart.max(since_sync) <= SYNCED_APART_BYTES {
+                filled = (end + ZEROS_AHEAD_BYTES).min(self.segment_bytes as usize);
+                record.resize(len + filled - end, 0);
+            }
+            writer.filled = filled;
+        }
+        file.write_at(&record, u64::from(at.offset))?;
+        writer.appended += len as u64;
         writer.tail = Tail { at: Position { offset: at.offset + len as u32, ..at }, next: lsn.next() };
         writer.before = chunk;
         writer.marked = *change == Change::Mark;
@@ -223,6 +252,7 @@ impl Log {
         writer.unsynced.extend(full);
         self.files.write().insert(segment, file.clone());
         writer.tail.at = Position { segment, offset: SEGMENT_HEADER_LEN as u32 };
+        writer.filled = SEGMENT_HEADER_LEN;
         Ok(file)
     }
 
@@ -241,6 +271,8 @@ impl Log {
             let mut writer = self.writer.lock();
             let mut files = std::mem::take(&mut writer.unsynced);
             files.extend(writer.file.clone());
+            writer.synced_apart = writer.appended - writer.appended_at_sync;
+            writer.appended_at_sync = writer.appended;
             (files, writer.tail.next.0 - 1)
         };
         if let Err(error) = files.iter().try_for_each(|file| file.sync()) {
@@ -260,6 +292,19 @@ impl Log {
             None => {
                 Err(io::Error::new(io::ErrorKind::NotFound, format!("no log segment {:08x}", at.segment)))
             }
+        }
+    }
+
+    /// As [`Log::read`], if that needs no disk; else false.
+    pub fn read_at_once(&self, at: Position, out: &mut [u8]) -> bool {
+        let file = self.files.read().get(&at.segment).cloned();
+        file.is_some_and(|file| file.read_at_once(out, u64::from(at.offset)))
+    }
+
+    /// Bytes that are going to be read.
+    pub fn will_read(&self, at: Position, len: u64) {
+        if let Some(file) = self.files.read().get(&at.segment) {
+            file.will_read(u64::from(at.offset), len);
         }
     }
 
@@ -285,6 +330,44 @@ mod tests {
             let broken = path.ends_with("00000001.seg") && self.0.load(Ordering::Relaxed);
             if broken { Err(io::Error::other("lost")) } else { Ok(()) }
         }
+    }
+
+    /// Where writes to segments end.
+    #[derive(Default)]
+    struct Ends(Mutex<Vec<u64>>);
+
+    impl FileWatch for Ends {
+        fn will_write(&self, _: &Path, _: &std::fs::File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+            self.0.lock().push(offset + bytes.len() as u64);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn zeros_go_ahead_of_records_that_are_synced_one_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let start = Tail { at: Position { segment: 0, offset: 0 }, next: Lsn(1) };
+        let ends = Arc::new(Ends::default());
+        let log = Log::open(dir.path(), 1, 1 << 20, start, &Some(ends.clone())).unwrap();
+        let append = || log.append(ChunkId(1), &Change::Clean, &[]).unwrap().lsn;
+        let filled = |ends: &Ends| ends.0.lock().iter().copied().max().unwrap();
+        for _ in 0..100 {
+            append();
+        }
+        assert_eq!(filled(&ends), u64::from(log.tail().at.offset), "nobody has synced");
+        for _ in 0..100 {
+            log.sync(append()).unwrap();
+        }
+        let ahead = filled(&ends);
+        assert!(ahead >= u64::from(log.tail().at.offset) + (64 << 10));
+        let wide = ends.0.lock().iter().filter(|end| **end == ahead).count();
+        assert_eq!(wide, 1, "once, for many records");
+        while u64::from(log.tail().at.offset) < ahead {
+            append();
+        }
+        log.sync(append()).unwrap();
+        append();
+        assert_eq!(filled(&ends), u64::from(log.tail().at.offset), "many lay between the syncs");
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::{
 
 use gofs_proto::cluster::{self, heartbeat_client::HeartbeatClient, instruction, report};
 use gofs_tree::{
-    ChunkId, ChunkIndex, ChunkServerId, ChunkVersion, Edit, EditOp, EditSeq, Ino, MetaServerId, Mode, Name,
-    NewNode, ROOT_INO, SessionId, Timestamp,
+    ChunkId, ChunkIndex, ChunkServerId, ChunkVersion, EditOp, Ino, Mode, Name, NewNode, ROOT_INO, SessionId,
+    Timestamp,
 };
 use parking_lot::Mutex;
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
@@ -17,8 +17,10 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 
 use super::*;
 use crate::{
+    chunks::{Location, READ_ONLY},
     command::{Command, CommandOutcome, NamespaceConfig},
-    group::{GroupConfig, MetaGroup},
+    fixture::GroupOfOne,
+    group::MetaGroup,
 };
 
 const FILE: Ino = Ino(2);
@@ -26,11 +28,9 @@ const CLUSTER: [u8; 16] = [7; 16];
 
 /// A MetaServer's chunk side on a port of its own.
 struct Meta {
-    group: Arc<MetaGroup>,
+    one: GroupOfOne,
     chunks: Arc<ChunkService>,
     address: String,
-    seq: u64,
-    _data: tempfile::TempDir,
     server: JoinHandle<()>,
 }
 
@@ -53,27 +53,22 @@ fn config() -> ChunkConfig {
 
 impl Meta {
     async fn start() -> Meta {
-        let data = tempfile::tempdir().unwrap();
-        let id = MetaServerId(1);
-        let own = "127.0.0.1:1".to_owned();
-        let config_of_group = GroupConfig::new(id, data.path().to_owned(), own, BTreeMap::new());
-        let group = MetaGroup::start(config_of_group).await.unwrap();
-        until("the group leads", || group.leadership().borrow().role == crate::group::Role::Leader).await;
-        if group.state().cluster().unwrap().is_none() {
-            group.propose(Command::InitCluster { cluster: CLUSTER }).await.unwrap();
+        let one = GroupOfOne::start().await;
+        if one.group.state().cluster().unwrap().is_none() {
+            one.group.propose(Command::InitCluster { cluster: CLUSTER }).await.unwrap();
         }
-        let (chunks, address, server) = serve(&group).await;
-        Meta { group, chunks, address, seq: 0, _data: data, server }
+        let (chunks, address, server) = serve(&one.group).await;
+        Meta { one, chunks, address, server }
     }
 
     fn cluster(&self) -> Vec<u8> {
-        self.group.state().cluster().unwrap().unwrap().to_vec()
+        self.one.group.state().cluster().unwrap().unwrap().to_vec()
     }
 
     /// The chunk side starts anew, knowing nothing but the state.
     async fn restart(&mut self) {
         self.server.abort();
-        let (chunks, address, server) = serve(&self.group).await;
+        let (chunks, address, server) = serve(&self.one.group).await;
         self.chunks = chunks;
         self.address = address;
         self.server = server;
@@ -83,16 +78,10 @@ impl Meta {
         let config = NamespaceConfig { replicas, ..NamespaceConfig::default() };
         let time = Timestamp::new(1, 0);
         let made = Command::CreateNamespace { name: "demo".into(), config, time };
-        let CommandOutcome::Namespace(namespace) = self.group.propose(made).await.unwrap() else { panic!() };
-        let session = Command::OpenSession {
-            session: SessionId(1),
-            namespace,
-            token: [1; 16],
-            host: "h".into(),
-            mount_point: "/m".into(),
-            pid: 1,
+        let CommandOutcome::Namespace(namespace) = self.one.group.propose(made).await.unwrap() else {
+            panic!()
         };
-        self.group.propose(session).await.unwrap();
+        self.one.open_session(namespace).await;
         let create = EditOp::Create {
             parent: ROOT_INO,
             name: Name::new(b"file").unwrap(),
@@ -103,21 +92,7 @@ impl Meta {
             uid: 0,
             gid: 0,
         };
-        self.edit(create).await;
-    }
-
-    async fn edit(&mut self, op: EditOp) {
-        self.seq += 1;
-        let command = Command::Edits {
-            session: SessionId(1),
-            first_seq: EditSeq(self.seq),
-            answered: EditSeq(self.seq - 1),
-            edits: vec![Edit { time: Timestamp::new(1, 0), op }],
-        };
-        match self.group.propose(command).await.unwrap() {
-            CommandOutcome::Edits(results) => assert!(results[0].is_ok(), "{results:?}"),
-            other => panic!("{other:?}"),
-        }
+        self.one.edit(create).await;
     }
 
     /// What Allocate does, and then the client's write to all replicas.
@@ -125,7 +100,7 @@ impl Meta {
         let chunk = ChunkId(u64::from(index) + 1);
         let version = ChunkVersion(1);
         let placed = self.chunks.place(goal).unwrap();
-        self.edit(EditOp::AddChunk { ino: FILE, index: ChunkIndex(index), chunk }).await;
+        self.one.edit(EditOp::AddChunk { ino: FILE, index: ChunkIndex(index), chunk }).await;
         let ids: Vec<ChunkServerId> = placed.iter().map(|(id, _)| *id).collect();
         self.chunks.assigned(chunk, version, &ids);
         for server in servers.iter().filter(|server| ids.contains(&server.id)) {
@@ -134,14 +109,14 @@ impl Meta {
         let size = (u64::from(index) + 1) << 20;
         let blocks_4k = vec![(ChunkIndex(index), 1)];
         let mtime = Timestamp::new(1, 0);
-        self.edit(EditOp::Extend { ino: FILE, size, mtime, blocks_4k, clear_inline: false }).await;
+        self.one.edit(EditOp::Extend { ino: FILE, size, mtime, blocks_4k, clear_inline: false }).await;
         chunk
     }
 }
 
 async fn serve(group: &Arc<MetaGroup>) -> (Arc<ChunkService>, String, JoinHandle<()>) {
     let chunks = ChunkService::new(group.clone(), config());
-    until("the chunk side has taken up the term", || chunks.leader().term != 0).await;
+    until("the chunk side has taken up the term", || chunks.leader.lock().term != 0).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let door = chunks.heartbeat_service();
@@ -330,7 +305,7 @@ fn holders(servers: &[Fake], chunk: ChunkId, version: ChunkVersion) -> usize {
 }
 
 fn committed(meta: &Meta, chunk: ChunkId) -> ChunkVersion {
-    meta.group.state().chunk(chunk).unwrap().unwrap().version
+    meta.one.group.state().chunk(chunk).unwrap().unwrap().version
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -339,7 +314,7 @@ async fn a_dead_server_is_replaced_and_what_it_brings_back_goes() {
     let mut servers = fakes(&meta, 1..=3).await;
     meta.make_file(2).await;
     let chunk = meta.write_chunk(0, 2, &servers).await;
-    let Location::At { version, servers: placed } = meta.chunks.replicas(chunk) else { panic!() };
+    let Location::At { version, servers: placed } = meta.chunks.for_reading(chunk) else { panic!() };
     assert_eq!((version, placed.len()), (ChunkVersion(1), 2));
 
     let at = servers.iter().position(|server| server.id == placed[0].0).unwrap();
@@ -347,7 +322,7 @@ async fn a_dead_server_is_replaced_and_what_it_brings_back_goes() {
     let (id, held) = (dead.id, dead.held.clone());
     drop(dead);
     until("readers are told of the one that is left", || {
-        matches!(meta.chunks.replicas(chunk), Location::At { version: READ_ONLY, servers } if servers.len() == 1)
+        matches!(meta.chunks.for_reading(chunk), Location::At { version: READ_ONLY, servers } if servers.len() == 1)
     })
     .await;
     until("the goal is reached again", || {
@@ -356,7 +331,7 @@ async fn a_dead_server_is_replaced_and_what_it_brings_back_goes() {
     .await;
     let raised = committed(&meta, chunk);
     until("the location is whole", || {
-        matches!(meta.chunks.replicas(chunk), Location::At { version, servers } if version == raised && servers.len() == 2)
+        matches!(meta.chunks.for_reading(chunk), Location::At { version, servers } if version == raised && servers.len() == 2)
     })
     .await;
 
@@ -399,10 +374,10 @@ async fn a_deleted_chunk_and_one_that_nobody_knows_disappear() {
     let not_issued = ChunkId(1000);
     servers[0].put(not_issued, ChunkVersion(1)).await;
     let name = Name::new(b"file").unwrap();
-    meta.edit(EditOp::Unlink { parent: ROOT_INO, name, holders: Vec::new() }).await;
+    meta.one.edit(EditOp::Unlink { parent: ROOT_INO, name, holders: Vec::new() }).await;
     until("the replicas are deleted and the chunk is forgotten", || {
         servers.iter().all(|server| server.version(chunk).is_none())
-            && meta.group.state().chunk(chunk).unwrap().is_none()
+            && meta.one.group.state().chunk(chunk).unwrap().is_none()
     })
     .await;
     until("the orphan is deleted", || servers[0].version(unknown_but_issued).is_none()).await;
@@ -418,7 +393,7 @@ async fn a_new_leader_waits_for_servers_and_then_finds_everything() {
     let held: Vec<_> = servers.iter().map(|server| (server.id, server.held.clone())).collect();
     drop(servers);
     meta.restart().await;
-    assert_eq!(meta.chunks.replicas(chunk), Location::Wait, "not lost: nobody had time to report");
+    assert_eq!(meta.chunks.for_reading(chunk), Location::Wait, "not lost: nobody had time to report");
     assert_eq!(meta.chunks.place(1), Err(gofs_tree::FsError::Busy));
     let cluster = meta.cluster();
     let mut back = Vec::new();
@@ -427,7 +402,7 @@ async fn a_new_leader_waits_for_servers_and_then_finds_everything() {
     }
     until(
         "both are found",
-        || matches!(meta.chunks.replicas(chunk), Location::At { servers, .. } if servers.len() == 2),
+        || matches!(meta.chunks.for_reading(chunk), Location::At { servers, .. } if servers.len() == 2),
     )
     .await;
     let Location::At { version, .. } = meta.chunks.for_writing(chunk).await else { panic!() };
@@ -455,7 +430,7 @@ async fn a_corrupt_replica_is_replaced_and_then_deleted() {
         version > ChunkVersion(1) && holders(&servers, chunk, version) == 2 && bad.version(chunk).is_none()
     })
     .await;
-    let Location::At { servers: found, .. } = meta.chunks.replicas(chunk) else { panic!() };
+    let Location::At { servers: found, .. } = meta.chunks.for_reading(chunk) else { panic!() };
     assert!(found.iter().all(|(server, _)| *server != id), "{found:?}");
 }
 
@@ -476,7 +451,7 @@ async fn written_while_a_disk_is_away(new_leader: bool) {
         servers[1].tell(chunk).await;
     }
     until("one holder is known", || {
-        matches!(meta.chunks.replicas(chunk), Location::At { version: READ_ONLY, servers } if servers.len() == 1)
+        matches!(meta.chunks.for_reading(chunk), Location::At { version: READ_ONLY, servers } if servers.len() == 1)
     })
     .await;
     // No pause: the planner must not be what saves the bytes.
@@ -490,7 +465,7 @@ async fn written_while_a_disk_is_away(new_leader: bool) {
     servers[1].held.lock().chunks.entry(chunk).or_insert(old);
     servers[1].tell(chunk).await;
     for _ in 0..50 {
-        if let Location::At { servers: found, .. } = meta.chunks.replicas(chunk) {
+        if let Location::At { servers: found, .. } = meta.chunks.for_reading(chunk) {
             let stale = found.iter().any(|(id, _)| {
                 servers.iter().any(|server| server.id == *id && server.version(chunk) == Some(old.0))
             });
@@ -552,4 +527,13 @@ async fn fences_reach_servers_and_strangers_are_refused() {
     let refused = client.beat(tokio_stream::once(body(report::Body::Register(register)))).await.unwrap_err();
     assert!(refused.message().contains("upgrade"), "{}", refused.message());
     assert!(!refused.metadata().contains_key(gofs_proto::OTHER_CLUSTER_METADATA));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_planner_ends_with_the_group_although_the_service_is_still_there() {
+    let meta = Meta::start().await;
+    meta.one.group.shutdown().await;
+    // Else it goes on for ever, and finds a closed state an error each time.
+    let planner = planner::run(Arc::downgrade(&meta.chunks));
+    tokio::time::timeout(Duration::from_secs(10), planner).await.expect("the planner ends");
 }

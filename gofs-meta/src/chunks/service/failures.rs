@@ -1,0 +1,149 @@
+//! Replicas that failed whoever used them: left out, probed or verified, and what that means for the chunk.
+//!
+//! A session is believed that it could not use a replica, never that bytes are bad or gone: that is for the
+//! ChunkServer to say. What a writer could not write to leaves the replicas ([`Changing`]), or the write fails.
+
+use std::{sync::Arc, time::Instant};
+
+use gofs_tree::{ChunkId, ChunkServerId, ChunkVersion, FsError};
+
+use super::{
+    ChunkService,
+    changing::{Changed, Changing},
+};
+use crate::{
+    chunks::{Location, Servers},
+    state::ChunkRecord,
+};
+
+impl ChunkService {
+    /// A writer says that these replicas did not take its bytes. They are left out: the others move to a new
+    /// version, which is committed and answered. A call with an old version gets the
+    /// present location. `Io` where every replica is said to have failed, `Busy` where it cannot be said now: answer
+    /// RETRY; `NotFound` where the chunk is not there.
+    pub async fn replica_failed(
+        &self,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        failed: &[ChunkServerId],
+    ) -> Result<(ChunkVersion, Servers), FsError> {
+        let live = || self.record(chunk).filter(|record| !record.deleted).ok_or(FsError::NotFound);
+        if live()?.version == version {
+            let changing = Changing::wait_to_begin(self, chunk).await?;
+            let record = live()?;
+            if record.version == version {
+                return self.leave_out(&changing, &record, failed).await;
+            }
+        }
+        match self.for_writing(chunk).await {
+            Location::At { version, servers } => Ok((version, servers)),
+            Location::Wait | Location::Unwritten | Location::Absent { may_return: true } => {
+                Err(FsError::Busy)
+            }
+            Location::Absent { may_return: false } => Err(FsError::Io),
+            Location::NoChunk => Err(FsError::NotFound),
+        }
+    }
+
+    async fn leave_out(
+        &self,
+        changing: &Changing<'_>,
+        record: &ChunkRecord,
+        failed: &[ChunkServerId],
+    ) -> Result<(ChunkVersion, Servers), FsError> {
+        let chunk = changing.chunk();
+        tracing::warn!(chunk = chunk.0, version = record.version.0, ?failed, "replicas failed in a write");
+        let unseen = self.never_seen(chunk, record);
+        match changing.replicas(failed, None).await {
+            Changed::Committed { version, holders, .. } => Ok((version, self.addresses(&holders))),
+            Changed::NoSurvivor if unseen && self.someone_lacks(chunk, failed) => {
+                changing.place_anew(record, failed).await
+            }
+            Changed::NoSurvivor if self.others_exist(chunk, record.version, failed) => Err(FsError::Busy),
+            Changed::NoSurvivor => {
+                tracing::error!(chunk = chunk.0, ?failed, "no replica of a chunk is left to write to");
+                Err(FsError::Io)
+            }
+            Changed::Lost => Err(FsError::Busy),
+        }
+    }
+
+    /// A client found bad bytes on a server (`corrupt`), or no chunk. A replica with bad bytes is not
+    /// read from until its server has verified it; found bad, it is replaced and then deleted. One that
+    /// is really not there is left out, and replaced.
+    pub fn bad_replica(&self, chunk: ChunkId, server: ChunkServerId, corrupt: bool) {
+        let mut leader = self.leader.lock();
+        let known = leader.directory.entry(chunk).and_then(|entry| entry.on(server));
+        let Some(replica) = known.filter(|replica| replica.confirmed) else { return };
+        let version = replica.version;
+        if !leader.directory.suspect(server, chunk, Instant::now()) {
+            return;
+        }
+        tracing::warn!(chunk = chunk.0, server = server.0, corrupt, "a client could not read a replica");
+        if corrupt {
+            leader.verify(server, chunk);
+        } else {
+            drop(leader);
+            if let Some(service) = self.own.upgrade() {
+                tokio::spawn(service.probe(chunk, server, version));
+            }
+        }
+    }
+
+    /// Asks a server whether it has the chunk at this version; if not, the chunk goes on without it.
+    async fn probe(self: Arc<Self>, chunk: ChunkId, server: ChunkServerId, version: ChunkVersion) {
+        let Some(changing) = Changing::begin(&self, chunk) else { return };
+        match changing.is_there(server, version).await {
+            Some(Ok(())) => self.leader.lock().directory.cleared(server, chunk),
+            Some(Err(error)) => {
+                tracing::warn!(chunk = chunk.0, server = server.0, error, "a replica is not where it was");
+                if self.record(chunk).is_some_and(|record| record.version == version) {
+                    changing.replicas(&[server], None).await;
+                }
+            }
+            // The end of its connection, or its silence, is dealt with as such.
+            None => {}
+        }
+    }
+
+    /// Whether the chunk was placed in this term, is as it was placed, and neither a server nor a
+    /// flush ever said that there are bytes in it.
+    fn never_seen(&self, chunk: ChunkId, record: &ChunkRecord) -> bool {
+        let leader = self.leader.lock();
+        let new = leader.directory.entry(chunk).is_some_and(|entry| {
+            entry.placed.is_some_and(|(version, _)| version == record.version)
+                && entry
+                    .replicas
+                    .iter()
+                    .all(|replica| !replica.confirmed && replica.version == record.version)
+        });
+        drop(leader);
+        new && self.is_unwritten(record)
+    }
+
+    /// Whether a live server outside `failed` was promised the chunk and, after it was asked, still has
+    /// not got it: so nothing was ever acknowledged on all of them.
+    fn someone_lacks(&self, chunk: ChunkId, failed: &[ChunkServerId]) -> bool {
+        let leader = self.leader.lock();
+        leader.directory.entry(chunk).is_some_and(|entry| {
+            entry.replicas.iter().any(|replica| {
+                !replica.confirmed
+                    && !failed.contains(&replica.server)
+                    && leader.servers.is_alive(replica.server)
+            })
+        })
+    }
+
+    /// Whether another server has the chunk, which is dead or did not answer and may do so later.
+    fn others_exist(&self, chunk: ChunkId, version: ChunkVersion, failed: &[ChunkServerId]) -> bool {
+        let leader = self.leader.lock();
+        leader.directory.entry(chunk).is_some_and(|entry| {
+            entry.replicas.iter().any(|replica| {
+                replica.confirmed
+                    && replica.version >= version
+                    && !replica.corrupt
+                    && !failed.contains(&replica.server)
+            })
+        })
+    }
+}

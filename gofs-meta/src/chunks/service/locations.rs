@@ -1,0 +1,117 @@
+//! Where a chunk is read and written, and where a new one goes.
+//!
+//! [`locate`] and [`placement`] decide. Where a writer cannot do with the replicas as they are these are changed
+//! first ([`Changing`]), so that none without its bytes is ever current.
+
+use std::time::Instant;
+
+use gofs_tree::{ChunkId, ChunkServerId, ChunkVersion, FsError};
+
+use super::{
+    ChunkService,
+    changing::{Changed, Changing},
+};
+use crate::{
+    chunks::{Location, Servers, Write, leader::Leader, locate, locate_to_write, placement},
+    state::ChunkRecord,
+};
+
+impl ChunkService {
+    /// Replicas to read from, at version 0 ([`READ_ONLY`](crate::chunks::READ_ONLY)) where they may not be
+    /// written to as they are. Says [`Location::Wait`] where nothing is known yet: answer RETRY, never "lost".
+    pub fn for_reading(&self, chunk: ChunkId) -> Location {
+        let Some(record) = self.record(chunk) else { return Location::NoChunk };
+        let location = {
+            let leader = self.leader.lock();
+            if leader.term == 0 {
+                return Location::Wait;
+            }
+            locate(
+                &leader.view(&self.config, Instant::now()),
+                &(&record).into(),
+                leader.directory.entry(chunk),
+            )
+        };
+        self.or_unwritten(location, &record)
+    }
+
+    /// Replicas to write to. Where some that may hold the version are away it is raised on the others
+    /// first, so that those away cannot come back as current without the write. An old chunk
+    /// that nobody ever wrote and nobody has is placed anew. [`Location::Wait`]: answer RETRY.
+    pub async fn for_writing(&self, chunk: ChunkId) -> Location {
+        let Some(record) = self.record(chunk) else { return Location::NoChunk };
+        let write = {
+            let leader = self.leader.lock();
+            if leader.term == 0 || leader.changing.contains(&chunk) {
+                return Location::Wait;
+            }
+            locate_to_write(
+                &leader.view(&self.config, Instant::now()),
+                &(&record).into(),
+                leader.directory.entry(chunk),
+            )
+        };
+        match write {
+            Write::Raise => {
+                let Some(changing) = Changing::begin(self, chunk) else { return Location::Wait };
+                match changing.replicas(&[], None).await {
+                    Changed::Committed { version, holders, .. } => {
+                        Location::At { version, servers: self.addresses(&holders) }
+                    }
+                    Changed::NoSurvivor | Changed::Lost => Location::Wait,
+                }
+            }
+            Write::There(location) => match self.or_unwritten(location, &record) {
+                Location::Unwritten => {
+                    let Some(changing) = Changing::begin(self, chunk) else { return Location::Wait };
+                    match changing.place_anew(&record, &[]).await {
+                        Ok((version, servers)) => Location::At { version, servers },
+                        Err(_) => Location::Wait,
+                    }
+                }
+                location => location,
+            },
+        }
+    }
+
+    /// Servers for a new chunk: `goal` of them where there are so many with room, at least
+    /// one. `NoSpace` where none has room; `Busy` where none is there at the moment: answer RETRY.
+    pub fn place(&self, goal: u32) -> Result<Servers, FsError> {
+        self.place_without(goal, &[])
+    }
+
+    /// As [`place`](Self::place), on none of the servers to `avoid`.
+    pub(super) fn place_without(&self, goal: u32, avoid: &[ChunkServerId]) -> Result<Servers, FsError> {
+        let mut leader = self.leader.lock();
+        let Leader { servers, rng, .. } = &mut *leader;
+        let goal = goal.max(1) as usize;
+        let chosen = placement::choose(servers, &[], avoid, goal, self.config.reserve_bytes, rng);
+        if chosen.is_empty() {
+            let known = servers.alive().any(|server| server.described && !avoid.contains(&server.id));
+            return Err(if known { FsError::NoSpace } else { FsError::Busy });
+        }
+        for &id in &chosen {
+            if let Some(server) = servers.get_mut(id) {
+                server.placed = server.placed.saturating_add(1);
+            }
+        }
+        drop(leader);
+        Ok(self.addresses(&chosen))
+    }
+
+    /// Remembers the servers that a new chunk was placed on, as far as they are known. Call it before its location is
+    /// answered.
+    pub fn assigned(&self, chunk: ChunkId, version: ChunkVersion, servers: &[ChunkServerId]) {
+        let mut leader = self.leader.lock();
+        let Leader { servers: known, directory, .. } = &mut *leader;
+        let servers: Vec<_> = servers.iter().copied().filter(|server| known.get(*server).is_some()).collect();
+        directory.promise(chunk, version, &servers, Instant::now());
+    }
+
+    fn or_unwritten(&self, location: Location, record: &ChunkRecord) -> Location {
+        match location {
+            Location::Absent { may_return: false } if self.is_unwritten(record) => Location::Unwritten,
+            location => location,
+        }
+    }
+}

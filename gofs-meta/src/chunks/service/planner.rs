@@ -1,0 +1,219 @@
+//! The planner: what is to be done about chunks nobody asks for, a round twice a heartbeat.
+//!
+//! A round looks at the chunks that changed, at those with which something is the matter, and at the next part of all
+//! that the state knows. [`judge`] says what is to be done about each: deletions are sent at once, the rest is in the
+//! [`Round`] and begun after it. Nothing here is remembered over a crash: the next leader judges anew.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Instant,
+};
+
+use gofs_tree::{ChunkId, ChunkServerId, FsError};
+use tokio::task::JoinSet;
+
+use super::{
+    ChunkService,
+    changing::{Changed, Changing},
+};
+use crate::{
+    chunks::{Copy, Health, judge, leader::Leader},
+    command::Command,
+    state::ChunkRecord,
+};
+
+/// Forgotten chunks committed in one round of the planner.
+const FORGETS_PER_ROUND: usize = 256;
+
+/// Runs the planner until the group stops.
+pub(super) async fn run(service: Weak<ChunkService>) {
+    let Some(pause) = service.upgrade().map(|service| service.config.heartbeat / 2) else { return };
+    loop {
+        tokio::time::sleep(pause).await;
+        let Some(service) = service.upgrade() else { return };
+        let planner = service.clone();
+        let round = tokio::task::spawn_blocking(move || Round::plan(&planner)).await;
+        // The state is closed then, and the runtime may end: neither is an error.
+        if service.group.is_stopping() {
+            return;
+        }
+        match round {
+            Ok(Ok(round)) => round.perform(&service).await,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the planner of repair and deletion cannot read the state");
+            }
+            Err(error) => tracing::error!(%error, "the planner of repair and deletion failed"),
+        }
+    }
+}
+
+/// What a round of the planner wants done.
+#[derive(Debug, Default)]
+struct Round {
+    term: u64,
+    raises: Vec<(ChunkId, Vec<ChunkServerId>)>,
+    forgets: Vec<ChunkId>,
+    copies: Vec<Copy>,
+}
+
+impl Round {
+    /// Reads the state: runs off the runtime's own threads.
+    fn plan(service: &ChunkService) -> Result<Round, FsError> {
+        let (config, state) = (&service.config, service.group.state());
+        let mut round = Round::default();
+        let batch = config.scan_batch;
+        let (mut chunks, walk_from) = {
+            let mut leader = service.leader.lock();
+            let now = Instant::now();
+            leader.expire(config, now);
+            leader.settle(config, now);
+            leader.age_deletions(config, now);
+            if leader.term == 0 || !leader.settled {
+                return Ok(round);
+            }
+            round.term = leader.term;
+            let mut chunks = leader.directory.take_changed(batch);
+            chunks.extend(leader.next_watched(batch));
+            let walk = now >= leader.walk_at;
+            if walk {
+                leader.walk_at = now + config.walk_every;
+            }
+            (chunks, walk.then_some(leader.cursor))
+        };
+        let mut walk_next = None;
+        if let Some(from) = walk_from {
+            let walked = state.chunks_from(from, batch)?;
+            if walked.len() == batch {
+                walk_next = walked.last().map(|(chunk, _)| *chunk);
+            }
+            chunks.extend(walked.into_iter().map(|(chunk, _)| chunk));
+        }
+        chunks.sort_unstable();
+        chunks.dedup();
+        let next_chunk = state.counters()?.next_chunk;
+        let reserved = state.reserved()?;
+        for chunk in chunks {
+            // After what is reserved: meanwhile a session may have given the chunk to a file.
+            let record = state.chunk(chunk)?;
+            let issued = chunk < next_chunk && !reserved.iter().any(|held| held.chunks.contains(chunk.0));
+            let mut leader = service.leader.lock();
+            if leader.term != round.term {
+                return Ok(Round::default());
+            }
+            if !leader.changing.contains(&chunk) {
+                round.look_at(service, &mut leader, chunk, record.as_ref(), issued);
+            }
+        }
+        let mut leader = service.leader.lock();
+        if leader.term == round.term {
+            if walk_from.is_some() {
+                leader.cursor = walk_next;
+            }
+            while let Some(copy) = leader.next_copy(config, Instant::now()) {
+                round.copies.push(copy);
+            }
+        }
+        Ok(round)
+    }
+
+    fn look_at(
+        &mut self,
+        service: &ChunkService,
+        leader: &mut Leader,
+        chunk: ChunkId,
+        record: Option<&ChunkRecord>,
+        issued: bool,
+    ) {
+        let now = Instant::now();
+        let known = record.map(Into::into);
+        let Leader { servers, directory, .. } = leader;
+        let verdict =
+            judge(&service.config, servers, known.as_ref(), issued, directory.entry_mut(chunk), now);
+        let (delete_wanted, raise_wanted) = (!verdict.delete.is_empty(), verdict.raise_without.is_some());
+        for (server, version) in verdict.delete {
+            leader.delete(&service.config, server, chunk, version, now);
+        }
+        if let Some(without) = verdict.raise_without
+            && self.raises.len() < service.config.copies_total
+        {
+            self.raises.push((chunk, without));
+        }
+        if verdict.forget && self.forgets.len() < FORGETS_PER_ROUND {
+            self.forgets.push(chunk);
+        }
+        if verdict.repair {
+            leader.repairs.want(chunk, verdict.current);
+        } else {
+            leader.repairs.unwant(chunk);
+        }
+        if record.is_none() {
+            leader.directory.forget_if_empty(chunk);
+        }
+        let entry = leader.directory.entry(chunk);
+        let at_rest = match verdict.health {
+            Health::Healthy => {
+                !delete_wanted && !raise_wanted && entry.is_none_or(|entry| entry.over_since.is_none())
+            }
+            // Nothing can be done until a server reports it, which is a change.
+            Health::Lost => true,
+            Health::Orphan => entry.is_none(),
+            Health::Under | Health::Deleting => false,
+        };
+        if at_rest {
+            leader.watched.remove(&chunk);
+        } else {
+            leader.watched.insert(chunk);
+        }
+    }
+
+    /// Begins the copies and raises, and waits for what is forgotten.
+    async fn perform(self, service: &Arc<ChunkService>) {
+        for copy in self.copies {
+            tokio::spawn(repair(service.clone(), copy, self.term));
+        }
+        for (chunk, without) in self.raises {
+            tokio::spawn(raise_without(service.clone(), chunk, without));
+        }
+        let mut forgets = JoinSet::new();
+        for chunk in self.forgets {
+            let group = service.group.clone();
+            forgets.spawn(async move { (chunk, group.propose(Command::ForgetChunk { chunk }).await) });
+        }
+        while let Some(forgotten) = forgets.join_next().await {
+            match forgotten {
+                Ok((chunk, Ok(_))) => service.leader.lock().directory.forget_if_empty(chunk),
+                Ok((chunk, Err(error))) => {
+                    tracing::debug!(chunk = chunk.0, %error, "a chunk could not be forgotten yet");
+                }
+                Err(error) => tracing::error!(%error, "forgetting a chunk failed"),
+            }
+        }
+    }
+}
+
+/// Makes a replica, and goes on with the next copy that its end allows.
+async fn repair(service: Arc<ChunkService>, copy: Copy, term: u64) {
+    let mut next = Some(copy);
+    while let Some(copy) = next {
+        let mut copied = false;
+        if let Some(changing) = Changing::begin(&service, copy.chunk) {
+            let changed = changing.replicas(&[], Some(copy.target)).await;
+            copied = matches!(changed, Changed::Committed { copied: true, .. });
+        }
+        if copied {
+            tracing::info!(chunk = copy.chunk.0, server = copy.target.0, "a replica was made again");
+        }
+        let mut leader = service.leader.lock();
+        if leader.term != term {
+            return;
+        }
+        leader.repairs.finished(copy.chunk, copied, Instant::now());
+        next = leader.next_copy(&service.config, Instant::now());
+    }
+}
+
+async fn raise_without(service: Arc<ChunkService>, chunk: ChunkId, without: Vec<ChunkServerId>) {
+    if let Some(changing) = Changing::begin(&service, chunk) {
+        changing.replicas(&without, None).await;
+    }
+}
