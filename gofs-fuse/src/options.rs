@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use gofs_wakeful::CpuLatency;
 
-/// Threads that read requests from the kernel unless `threads=` says otherwise: one per processor, within these.
-const THREADS: std::ops::RangeInclusive<usize> = 2..=4;
+/// Threads that read requests from the kernel unless `threads=` says otherwise: one for every two processors, within these.
+/// The kernel wakes those that wait in turn, so that each of more than are needed finds its processor cold or taken.
+const THREADS: std::ops::RangeInclusive<usize> = 1..=4;
 /// Most that `threads=` takes; each holds a request buffer of 16 MiB of address space.
 const THREADS_MAX: usize = 64;
 /// How far the kernel reads ahead of a sequential reader unless `read_ahead=` says otherwise, bytes.
@@ -72,7 +73,7 @@ impl Default for MountOptions {
             cache_bytes: None,
             dirty_bytes: None,
             sync: false,
-            threads: processors.clamp(*THREADS.start(), *THREADS.end()),
+            threads: (processors / 2).clamp(*THREADS.start(), *THREADS.end()),
             read_ahead_bytes: READ_AHEAD_BYTES,
             cpu_latency: CpuLatency::default(),
             log: None,

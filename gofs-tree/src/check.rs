@@ -128,6 +128,7 @@ impl Check<'_> {
     fn contents(&mut self) {
         let limits = self.store.limits();
         let mut blocks: BTreeMap<Ino, u64> = BTreeMap::new();
+        let mut chunks: BTreeMap<Ino, u32> = BTreeMap::new();
         let mut ids = BTreeSet::new();
         let removed: BTreeSet<_> = self.store.removed_chunks().iter().collect();
         for (ino, index, chunk) in self.store.all_chunks() {
@@ -141,11 +142,16 @@ impl Check<'_> {
                 self.problem(format!("{ino}: {} has more blocks than a chunk", chunk.chunk));
             }
             *blocks.entry(ino).or_default() += u64::from(chunk.blocks_4k);
+            *chunks.entry(ino).or_default() += 1;
         }
         for (ino, inode) in self.inodes.clone() {
             let counted = blocks.get(&ino).copied().unwrap_or(0);
             if inode.blocks_4k != counted {
                 self.problem(format!("{ino}: {} blocks, its chunks have {counted}", inode.blocks_4k));
+            }
+            let held = chunks.get(&ino).copied().unwrap_or(0);
+            if inode.chunks != held {
+                self.problem(format!("{ino}: {} chunks, there are {held}", inode.chunks));
             }
             let inline = inode.inline.len() as u64;
             let fits = match inode.file_type {

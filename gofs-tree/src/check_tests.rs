@@ -108,6 +108,7 @@ fn bad_contents_are_found() {
     let full = ChunkRef { chunk: ChunkId(1), blocks_4k: 99_999 };
     let problems = damaged(|s| at(s, 4, 0, full));
     assert!(problems.contains("more blocks than a chunk") && problems.contains("i4: 0 blocks"), "{problems}");
+    assert!(damaged(|s| change(s, 4, |i| i.chunks = 7)).contains("i4: 7 chunks, there are"));
     assert!(
         damaged(|s| change(s, 4, |i| i.inline = Bytes::from_static(b"x")))
             .contains("i4: 1 inline bytes, size 0")

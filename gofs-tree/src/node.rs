@@ -21,6 +21,8 @@ pub struct Inode {
     pub size: u64,
     /// Allocated blocks of 4 KiB in chunks.
     pub blocks_4k: u64,
+    /// How many `b/` records there are, so that a file without chunks needs no look-up.
+    pub chunks: u32,
     /// Device number, 0 but for devices.
     pub rdev: u32,
     /// Last access.
@@ -84,6 +86,7 @@ pub fn make_root(mode: Mode, uid: u32, gid: u32, time: Timestamp) -> Inode {
         nlink: 2,
         size: 0,
         blocks_4k: 0,
+        chunks: 0,
         rdev: 0,
         atime: time,
         mtime: time,

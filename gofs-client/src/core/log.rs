@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use gofs_proto::convert::{self, ConvertError, Grant, Node};
 use gofs_proto::session::{BatchReply, BatchResult, Placed, Reserve};
-use gofs_tree::{Attr, Edit, EditOp, FsError, Ino, NamespaceLimits, Outcome, TimeChange};
+use gofs_tree::{Attr, AttrChange, Edit, EditOp, FsError, Ino, NamespaceLimits, Outcome, TimeChange};
 use tokio::sync::oneshot;
 
 use super::Core;
 use super::learn::{EditHints, garbled};
 use crate::clock::BootTime;
 use crate::data::ChunkLocation;
-use crate::lease::{LeaseTable, Position, made_by};
+use crate::lease::{Changed, LeaseTable, Position, made_by};
 use crate::session::{Logged, Pace};
 
 /// How long edits that nobody waits for are gathered, so that one entry of the EditLog takes many.
@@ -158,7 +158,9 @@ impl Core {
             self.load(false, node);
         }
         let touched: Vec<Ino> = changed.inodes.keys().copied().collect();
-        self.push(&mut table, &edit, touched, None, None);
+        let logged = Logged { taken, ..logged(&edit, touched) };
+        let logged = self.or_touch(&mut table, &edit, &outcome, &changed).unwrap_or(logged);
+        self.push(&mut table, logged);
         let done = then(self, &mut table, outcome, &nodes);
         self.after_learning(table);
         Some(Ok(done))
@@ -170,7 +172,7 @@ impl Core {
         {
             let mut table = self.table.lock();
             table.may_commit(ino)?;
-            self.push(&mut table, edit, vec![ino], None, Some(waiter));
+            self.push(&mut table, Logged { waiter: Some(waiter), ..logged(edit, vec![ino]) });
         }
         outcome.await.unwrap_or(Err(FsError::Io))
     }
@@ -180,22 +182,40 @@ impl Core {
     pub(super) fn log_chunk(&self, table: &mut LeaseTable, edit: &Edit, at: &ChunkLocation) {
         let EditOp::AddChunk { ino, chunk, .. } = edit.op else { return };
         let servers = at.replicas.iter().map(|replica| replica.server.0).collect();
-        self.push(table, edit, vec![ino], Some(Placed { chunk: chunk.0, servers }), None);
+        let placed = Some(Placed { chunk: chunk.0, servers });
+        self.push(table, Logged { placed, ..logged(edit, vec![ino]) });
     }
 
-    fn push(
+    /// Where the edit removes a file that nobody has open and of which the servers have not heard: takes back what made
+    /// it, and returns what is to be sent instead, which is what is left to be seen of it all: the directory's times.
+    fn or_touch(
         &self,
         table: &mut LeaseTable,
         edit: &Edit,
-        touched: Vec<Ino>,
-        placed: Option<Placed>,
-        waiter: Option<oneshot::Sender<Result<Attr, FsError>>>,
-    ) {
-        let made = made_by(edit);
+        outcome: &Outcome,
+        changed: &Changed,
+    ) -> Option<Logged> {
+        let EditOp::Unlink { parent, holders, .. } = &edit.op else { return None };
+        let removed =
+            outcome.removed.filter(|ino| holders.is_empty() && changed.inodes.get(ino) == Some(&None))?;
+        let parent = *parent;
+        let (taken_back, stands_in) = self.log.lock().take_back(removed, parent)?;
+        for edit in &taken_back {
+            table.edit_answered(&edit.touched);
+            if let Some(taken) = &edit.taken {
+                self.slices.return_inode(taken);
+            }
+        }
+        let mtime = Some(TimeChange::To(edit.time));
+        let op = EditOp::SetAttr { ino: parent, change: AttrChange { mtime, ..AttrChange::default() } };
+        let touch = Edit { time: edit.time, op };
+        Some(Logged { stands_in: Some(stands_in), ..logged(&touch, vec![parent]) })
+    }
+
+    fn push(&self, table: &mut LeaseTable, logged: Logged) {
+        let touched = logged.touched.clone();
         let mut log = self.log.lock();
         let before = log.pace();
-        let edit = convert::edit_to_wire(edit);
-        let logged = Logged { edit, touched: touched.clone(), made, placed, waiter };
         let at = log.push(logged);
         let wake = log.pace() != before;
         drop(log);
@@ -423,6 +443,12 @@ impl Core {
             self.make_kernel_forget_all(touched);
         }
     }
+}
+
+/// An edit for the log for which nobody waits.
+fn logged(edit: &Edit, touched: Vec<Ino>) -> Logged {
+    let (made, edit) = (made_by(edit), convert::edit_to_wire(edit));
+    Logged { edit, touched, made, placed: None, taken: None, stands_in: None, waiter: None }
 }
 
 /// What became of an edit: the attributes after a change of contents.

@@ -4,7 +4,9 @@
 //! back, and what asks the servers about it waits until they have its last edit.
 
 use gofs_proto::convert::{Grant, Node};
-use gofs_tree::{Attr, Edit, EditOp, FsError, Ino, LeaseEpoch, LeaseMode, NamespaceLimits, Outcome};
+use gofs_tree::{
+    Attr, Edit, EditOp, FileType, FsError, Ino, LeaseEpoch, LeaseMode, NamespaceLimits, Outcome,
+};
 
 use super::store::{Changed, LocalStore};
 use super::table::LeaseTable;
@@ -105,7 +107,8 @@ impl LeaseTable {
         };
         let pending = entry.pending > 0;
         match &mut entry.cached.attr {
-            // Edits that follow are in these already.
+            // Edits that follow are in these already. A directory has no contents that only the servers know of.
+            Some(own) if pending && own.file_type == FileType::Directory => {}
             Some(own) if pending => {
                 own.size = attr.size;
                 own.blocks = attr.blocks;

@@ -25,6 +25,7 @@ pub use names::Listing;
 pub use opens::{Closing, Holding, LINGER, Opening};
 pub use pages::PAGE_BYTES;
 pub use recall::{ReadEnd, ReadStart, Recalled, Taken};
+pub use store::Changed;
 pub use table::{LeaseTable, NameAnswer, Permit};
 pub use uses::{UseGuard, Uses};
 pub use walk::{Ahead, PageRequest, WalkRequest, Wanted};

@@ -82,6 +82,8 @@ impl Store for LocalStore<'_> {
             nlink: attr.nlink,
             size: attr.size,
             blocks_4k: attr.blocks / (BLOCK_BYTES / 512),
+            // Only the servers know; see `chunks_from`.
+            chunks: 0,
             rdev: attr.rdev,
             atime: attr.atime,
             mtime: attr.mtime,

@@ -10,6 +10,7 @@ use gofs_tree::{Attr, FsError, Ino};
 use tokio::sync::oneshot;
 
 use crate::lease::Position;
+use crate::slices::TakenInode;
 
 /// Most edits of a batch: the servers take no more.
 pub const BATCH_EDITS_MAX: usize = 512;
@@ -31,8 +32,28 @@ pub struct Logged {
     pub made: Option<Ino>,
     /// Where the chunk is that it gives to a file.
     pub placed: Option<Placed>,
+    /// The inode that it makes is out of the session's slice of the quota.
+    pub taken: Option<TakenInode>,
+    /// It stands for edits that were taken back: all it does is to set the times of the directory in which they were.
+    pub stands_in: Option<StandsIn>,
     /// Whoever waits for the outcome: the attributes after a change of a file's contents.
     pub waiter: Option<oneshot::Sender<Result<Attr, FsError>>>,
+}
+
+/// What an edit stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StandsIn {
+    /// The directory of the edits that it replaces.
+    pub directory: Ino,
+    /// How many places of the log they had.
+    places: u64,
+}
+
+impl Logged {
+    /// Places of the log that it has, its own included.
+    fn places(&self) -> u64 {
+        1 + self.stands_in.map_or(0, |stands_in| stands_in.places)
+    }
 }
 
 /// What a batch carries.
@@ -77,6 +98,26 @@ impl EditLog {
         self.bytes += edit.edit.len();
         self.waiting.push_back(edit);
         self.last
+    }
+
+    /// Takes back the end of the log where all it does is to make this inode in `directory` and to change it, so that
+    /// nothing of it is sent; `None` where anything else came between, or somebody waits for one of them. What is appended next
+    /// must have the second as its `stands_in`: who waits for one of these places waits for that.
+    pub fn take_back(&mut self, made: Ino, directory: Ino) -> Option<(Vec<Logged>, StandsIn)> {
+        let is_about = |edit: &Logged| {
+            let of_directory = edit.stands_in.is_some_and(|stands_in| stands_in.directory == directory);
+            edit.waiter.is_none() && edit.placed.is_none() && (of_directory || edit.touched == [made])
+        };
+        let at = self.waiting.iter().rposition(|edit| edit.made == Some(made) || !is_about(edit))?;
+        if self.waiting[at].made != Some(made) {
+            return None;
+        }
+        // What stands for edits of an earlier inode of this directory, and goes before this one, is replaced as well.
+        let first = self.waiting.range(..at).rposition(|edit| !is_about(edit)).map_or(0, |before| before + 1);
+        let taken_back: Vec<Logged> = self.waiting.drain(first..).collect();
+        self.bytes -= taken_back.iter().map(|edit| edit.edit.len()).sum::<usize>();
+        let places = taken_back.iter().map(Logged::places).sum();
+        Some((taken_back, StandsIn { directory, places }))
     }
 
     /// Whether edits that nobody waits for may be added.
@@ -139,7 +180,7 @@ impl EditLog {
     /// The batch was answered: its edits.
     pub fn end_batch(&mut self) -> Vec<Logged> {
         let batch = std::mem::take(&mut self.on_its_way);
-        self.done = Position(self.done.0 + batch.len() as u64);
+        self.done = Position(self.done.0 + batch.iter().map(Logged::places).sum::<u64>());
         batch
     }
 
@@ -159,7 +200,79 @@ mod tests {
 
     fn edit(bytes: usize, waiter: bool) -> Logged {
         let waiter = waiter.then(|| oneshot::channel().0);
-        Logged { edit: vec![0; bytes].into(), touched: vec![Ino(7)], made: None, placed: None, waiter }
+        Logged {
+            edit: vec![0; bytes].into(),
+            touched: vec![Ino(7)],
+            made: None,
+            placed: None,
+            taken: None,
+            stands_in: None,
+            waiter,
+        }
+    }
+
+    const DIRECTORY: Ino = Ino(1);
+
+    fn make(ino: u64) -> Logged {
+        Logged { made: Some(Ino(ino)), touched: vec![DIRECTORY, Ino(ino)], ..edit(10, false) }
+    }
+
+    fn change(ino: u64) -> Logged {
+        Logged { touched: vec![Ino(ino)], ..edit(10, false) }
+    }
+
+    /// What `ino` was is taken back, and its removal stands for it. How many edits that spares.
+    fn elide(log: &mut EditLog, ino: u64) -> Option<usize> {
+        let (taken_back, stands_in) = log.take_back(Ino(ino), DIRECTORY)?;
+        log.push(Logged { stands_in: Some(stands_in), touched: vec![DIRECTORY], ..edit(10, false) });
+        Some(taken_back.len())
+    }
+
+    #[test]
+    fn what_was_made_and_changed_and_removed_is_not_sent() {
+        let mut log = EditLog::default();
+        log.push(make(8));
+        let created = log.push(make(9));
+        log.push(change(9));
+        let changed = log.push(change(9));
+        assert_eq!(elide(&mut log, 9), Some(3));
+        let removed = log.last();
+        assert!(removed > changed);
+        // Temporary files one after the other leave one edit.
+        log.push(make(10));
+        assert_eq!(elide(&mut log, 10), Some(2));
+        log.push(make(11));
+        assert_eq!(elide(&mut log, 11), Some(2));
+        assert_eq!((log.len(), log.bytes), (2, 20));
+        let last = log.last();
+        let batch = log.begin_batch();
+        assert_eq!(batch.edits.len(), 2);
+        assert!(!log.is_done(created));
+        log.end_batch();
+        assert!(log.is_done(created) && log.is_done(removed) && log.is_done(last));
+        let next = log.push(make(12));
+        assert!(!log.is_done(next));
+    }
+
+    #[test]
+    fn nothing_is_taken_back_across_another_edit_or_from_under_one_who_waits() {
+        let mut log = EditLog::default();
+        log.push(make(9));
+        log.push(change(5));
+        assert_eq!(
+            elide(&mut log, 9),
+            None,
+            "the order of what the servers see is the order of what was done"
+        );
+        log.push(make(10));
+        log.push(Logged { touched: vec![Ino(10)], ..edit(10, true) });
+        assert_eq!(elide(&mut log, 10), None, "somebody waits for the contents");
+        log.push(make(11));
+        log.begin_batch();
+        log.push(change(11));
+        assert_eq!(elide(&mut log, 11), None, "it is on its way");
+        assert_eq!(elide(&mut log, 12), None);
+        assert_eq!(log.len(), 6);
     }
 
     #[test]

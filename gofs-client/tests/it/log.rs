@@ -128,6 +128,60 @@ async fn edits_arrive_in_order_many_at_once_and_the_servers_agree() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_come_and_go_before_they_are_sent_are_not_sent() {
+    let (fake, client, _, dir) = alone().await;
+    for n in 0..500 {
+        let (_, file) = made(&client, dir, &format!("tmp{n}"));
+        client.write(&file, 0, false, Bytes::from_static(b"abc")).await.unwrap();
+        client.release(file).await;
+        client.unlink(dir, &name(&format!("tmp{n}"))).await.unwrap();
+    }
+    let here = client.getattr(dir).await.unwrap().value;
+    // Open when it loses its name: the servers hear of it.
+    let (open, file) = made(&client, dir, "open");
+    client.unlink(dir, &name("open")).await.unwrap();
+    client.fsync(&file, false).await.unwrap();
+    assert!(fake.applied().contains(&"create open".to_owned()));
+    assert_eq!(client.getattr(open.ino).await.unwrap().value.nlink, 0);
+    client.release(file).await;
+    client.fsync_dir(dir).await.unwrap();
+    let sent = fake.applied().iter().filter(|edit| edit.starts_with("create tmp")).count();
+    // A batch may leave between a create and its unlink, which is then sent too.
+    assert!(sent < 250, "{sent} of 500 were sent");
+    assert_eq!((client.stats().lost_edits, client.stats().unsent_edits), (0, 0));
+    // What is left to be seen of them.
+    let there = fake.attr_of(dir);
+    assert!(there.mtime >= here.mtime && there.ctime >= here.ctime, "{there:?}, {here:?}");
+    assert_eq!(there.size, here.size);
+    assert!(client.lookup(dir, &name("tmp499")).await.unwrap().value.is_none());
+    mkdir(&client, dir, "sub").await;
+    client.fsync_dir(dir).await.unwrap();
+    assert_eq!(client.stats().lost_edits, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_to_an_older_edit_of_a_directory_does_not_take_its_times_back() {
+    let (fake, client, _, dir) = alone().await;
+    fake.next::<wire::Batch>(Act::Ignore);
+    let mode = AttrChange { mode: Some(Mode::new(0o700)), ..AttrChange::default() };
+    client.setattr(dir, mode).await.unwrap();
+    // It is on its way, unanswered, while the directory changes.
+    fake.until(|fake| fake.requests().last().is_some_and(|kind| kind == "Batch")).await;
+    drop(made(&client, dir, "a"));
+    let newest = client.getattr(dir).await.unwrap().value.mtime;
+    fake.drop_connection();
+    let batches = |fake: &Fake| fake.requests().iter().filter(|kind| *kind == "Batch").count();
+    let before = batches(&fake);
+    fake.until(|fake| batches(fake) > before).await;
+    for _ in 0..50 {
+        assert_eq!(client.getattr(dir).await.unwrap().value.mtime, newest);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    client.fsync_dir(dir).await.unwrap();
+    assert_eq!(client.getattr(dir).await.unwrap().value.mtime, newest);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recall_of_a_directory_waits_until_the_servers_have_its_edits() {
     let (fake, client, kernel, dir) = alone().await;
     drop(made(&client, dir, "a"));

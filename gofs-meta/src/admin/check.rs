@@ -64,10 +64,12 @@ struct Seen {
     size: u64,
     parent: Ino,
     blocks_4k: u64,
+    chunks: u32,
     names: u32,
     subdirs: u32,
     names_bytes: u64,
     chunk_blocks_4k: u64,
+    chunk_refs: u32,
     orphan: bool,
 }
 
@@ -229,6 +231,7 @@ impl Walk {
                 match inodes.get_mut(ino) {
                     Some(inode) if inode.file_type == FileType::File => {
                         inode.chunk_blocks_4k += u64::from(reference.blocks_4k);
+                        inode.chunk_refs += 1;
                     }
                     Some(_) => self.problems.push(format!("{of} belongs to an inode that is no file")),
                     None => self.problems.push(format!("{of} belongs to an inode that does not exist")),
@@ -324,10 +327,12 @@ fn read_inodes(admin: &Admin, namespace: NamespaceId) -> Result<HashMap<Ino, See
                 size: inode.size,
                 parent: inode.parent,
                 blocks_4k: inode.blocks_4k,
+                chunks: inode.chunks,
                 names: 0,
                 subdirs: 0,
                 names_bytes: 0,
                 chunk_blocks_4k: 0,
+                chunk_refs: 0,
                 orphan: false,
             };
             (ino, seen)
@@ -397,6 +402,9 @@ fn inode_problems(namespace: &str, ino: Ino, inode: &Seen) -> Vec<String> {
             inode.blocks_4k, inode.chunk_blocks_4k
         ));
     }
+    if inode.file_type == FileType::File && inode.chunks != inode.chunk_refs {
+        tell(format!("says it has {} chunks, it has {}", inode.chunks, inode.chunk_refs));
+    }
     problems
 }
 
@@ -412,10 +420,12 @@ mod tests {
             size: 0,
             parent: Ino(parent),
             blocks_4k: 0,
+            chunks: 0,
             names: 0,
             subdirs: 0,
             names_bytes: 0,
             chunk_blocks_4k: 0,
+            chunk_refs: 0,
             orphan: false,
         }
     }

@@ -219,7 +219,7 @@ async fn show(
     });
     for (ino, showing) in directories.chain(subjects) {
         if let Some(inode) = tree.inode(ino)? {
-            nodes.push((ino, showing, node(member, ino, &inode)?));
+            nodes.push((ino, showing, node(ino, &inode)));
         }
     }
     let stays = match outcome.removed {

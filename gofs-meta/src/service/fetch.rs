@@ -36,7 +36,7 @@ pub(super) async fn serve(
         // Nobody opens anew what has no name any more: its holders' last close frees it.
         return Err(FsError::Stale.into());
     }
-    let node = node(&member, ino, &record)?;
+    let node = node(ino, &record);
     operation.finish(|grants| {
         let grant = want.and_then(|mode| grants.best(ino, Some(mode)));
         answer.send(&wire::FetchReply { node: Some(wire::Node { grant, ..node }) });

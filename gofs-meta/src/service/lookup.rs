@@ -32,7 +32,7 @@ pub(super) async fn serve(
             continue;
         }
         let found = match found {
-            Some(ino) => Some((ino, node(&member, ino, &inode(&tree, ino)?)?)),
+            Some(ino) => Some((ino, node(ino, &inode(&tree, ino)?))),
             None => None,
         };
         operation.finish(|grants| {

@@ -31,11 +31,14 @@ pub(super) async fn serve(
     let after = if request.after.is_empty() { None } else { Some(convert::name(&request.after)?) };
     let limit = (request.max_entries as usize).clamp(1, ENTRIES_MAX);
     let mut needs = vec![Need::read(dir)];
+    let state = member.term.shared.group.state();
+    let before = state.applied();
+    let mut entries = Vec::new();
     if request.plus {
         // Those that another session is changing come without their inode: a listing must not make every
         // writer flush.
-        let expected = member.tree().entries(dir, after.as_ref(), limit)?;
-        needs.extend(expected.iter().map(|(_, entry)| Need::maybe_read(entry.ino)));
+        entries = member.tree().entries(dir, after.as_ref(), limit)?;
+        needs.extend(entries.iter().map(|(_, entry)| Need::maybe_read(entry.ino)));
     }
     let operation = member.look(needs).await?;
     let held = operation.inodes();
@@ -44,14 +47,16 @@ pub(super) async fn serve(
     if !record.is_dir() {
         return Err(FsError::NotDirectory.into());
     }
-    let entries = tree.entries(dir, after.as_ref(), limit)?;
+    if !request.plus || state.applied() != before {
+        entries = tree.entries(dir, after.as_ref(), limit)?;
+    }
     let mut end = entries.len() < limit;
     let mut items = Vec::with_capacity(entries.len());
     let mut nodes: HashMap<Ino, wire::Node> = HashMap::new();
     let mut bytes = 0;
     for (name, entry) in entries {
         let with_node = request.plus && entry.ino != dir && held.contains(&entry.ino);
-        let node = if with_node { Some(node(&member, entry.ino, &inode(&tree, entry.ino)?)?) } else { None };
+        let node = if with_node { Some(node(entry.ino, &inode(&tree, entry.ino)?)) } else { None };
         let item = wire::DirItem {
             name: Bytes::copy_from_slice(name.as_bytes()),
             ino: entry.ino.0,
@@ -67,7 +72,7 @@ pub(super) async fn serve(
         nodes.extend(node.map(|node| (entry.ino, node)));
         items.push(item);
     }
-    let own = node(&member, dir, &record)?;
+    let own = node(dir, &record);
     operation.finish(|grants| {
         let grant = grants.best(dir, Some(LeaseMode::Read));
         for item in &mut items {

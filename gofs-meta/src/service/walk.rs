@@ -121,7 +121,7 @@ fn listing(
     let tree = member.tree();
     let chunk_size = tree.limits().chunk_size;
     let record = inode(&tree, found.dir)?;
-    let own = node(member, found.dir, &record)?;
+    let own = node(found.dir, &record);
     let mut bytes = own.encoded_len() + GRANT_BYTES;
     let mut items = Vec::with_capacity(found.entries.len());
     let mut end = found.end;
@@ -136,7 +136,7 @@ fn listing(
         if held.contains(&entry.ino) && entry.ino != found.dir {
             let record = inode(&tree, entry.ino)?;
             item.chunk = only_chunk(member, &tree, entry.ino, &record, chunk_size)?;
-            item.node = Some(node(member, entry.ino, &record)?);
+            item.node = Some(node(entry.ino, &record));
         }
         bytes += item.encoded_len() + GRANT_BYTES;
         if bytes > room {

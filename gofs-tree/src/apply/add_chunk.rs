@@ -11,7 +11,7 @@ pub(super) fn add_chunk(
     index: ChunkIndex,
     chunk: ChunkId,
 ) -> Result<Outcome, FsError> {
-    file(store, ino)?;
+    let mut inode = file(store, ino)?;
     if chunk.0 == 0 {
         return Err(FsError::Invalid);
     }
@@ -19,6 +19,8 @@ pub(super) fn add_chunk(
         return Err(FsError::Exists);
     }
 
+    inode.chunks = inode.chunks.checked_add(1).ok_or(FsError::FileTooLarge)?;
     store.set_chunk(ino, index, ChunkRef { chunk, blocks_4k: 0 });
+    store.set_inode(ino, inode);
     Ok(Outcome { ino, removed: None })
 }

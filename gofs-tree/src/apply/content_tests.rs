@@ -130,7 +130,8 @@ fn a_chunk_is_added_once_and_only_to_files() {
     let file = tree.file(ROOT_INO, "f");
     let before = tree.inode(file);
     tree.run(add_chunk(file, 3)).unwrap();
-    assert_eq!(tree.inode(file), before, "it looks as it did");
+    assert_eq!(tree.inode(file).attr(file), before.attr(file), "it looks as it did");
+    assert_eq!(tree.inode(file).chunks, 1);
     assert_eq!(tree.run(add_chunk(file, 3)), Err(FsError::Exists));
     assert_eq!(tree.run(add_chunk(ROOT_INO, 0)), Err(FsError::IsDirectory));
     let fifo = tree.make(ROOT_INO, "p", NewNode::Fifo).unwrap();
@@ -149,6 +150,7 @@ fn truncation_drops_the_chunks_past_the_end() {
     tree.run(truncate(file, 2 * CHUNK)).unwrap();
     assert_eq!(tree.store.removed_chunks(), [id(3), id(2)]);
     assert_eq!((tree.inode(file).blocks_4k, tree.usage().bytes), (32, 2 * CHUNK));
+    assert_eq!(tree.inode(file).chunks, 2);
     tree.run(truncate(file, 10 * CHUNK)).unwrap();
     assert_eq!(tree.store.removed_chunks().len(), 2, "growth drops nothing");
     tree.run(truncate(file, 0)).unwrap();

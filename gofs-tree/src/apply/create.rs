@@ -65,6 +65,7 @@ pub(super) fn create(
         nlink: if is_dir { 2 } else { 1 },
         size: inline.len() as u64,
         blocks_4k: 0,
+        chunks: 0,
         rdev,
         atime: time,
         mtime: time,

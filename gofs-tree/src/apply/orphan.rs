@@ -23,7 +23,7 @@ impl Freeing {
         usage.inodes = usage.inodes.saturating_sub(1);
         usage.bytes = usage.bytes.saturating_sub(if is_file { inode.size } else { 0 });
         let xattrs = if inode.has_xattrs { store.xattrs(ino)? } else { Vec::new() };
-        let chunks = if is_file { store.chunks_from(ino, ChunkIndex(0))? } else { Vec::new() };
+        let chunks = if is_file { inode.chunks_from(store, ino, ChunkIndex(0))? } else { Vec::new() };
         let xattrs = xattrs.into_iter().map(|(name, _)| name).collect();
         Ok(Freeing { ino, usage, xattrs, chunks, is_orphan })
     }

@@ -22,7 +22,7 @@ pub(super) fn punch(
     let end = end.min(inode.size);
     let mut dropped = Vec::new();
     if let Ok(first) = u32::try_from(start.div_ceil(u64::from(chunk_size.bytes()))) {
-        dropped = store.chunks_from(ino, crate::ChunkIndex(first))?;
+        dropped = inode.chunks_from(store, ino, crate::ChunkIndex(first))?;
         dropped.retain(|(index, _)| {
             let chunk_start = index.start(chunk_size).0;
             chunk_start < end && (to_end || chunk_start + u64::from(chunk_size.bytes()) <= end)
@@ -36,7 +36,7 @@ pub(super) fn punch(
         bytes[start as usize..inline_end].fill(0);
         inode.inline = Bytes::from(bytes);
     }
-    inode.forget_blocks(&dropped);
+    inode.forget_chunks(&dropped);
     for (index, chunk) in dropped {
         store.remove_chunk(ino, index, chunk.chunk);
     }

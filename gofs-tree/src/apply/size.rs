@@ -44,8 +44,8 @@ impl Resize {
         if let Ok(first) = u32::try_from(first)
             && shrinks
         {
-            resize.dropped = store.chunks_from(ino, ChunkIndex(first))?;
-            inode.forget_blocks(&resize.dropped);
+            resize.dropped = inode.chunks_from(store, ino, ChunkIndex(first))?;
+            inode.forget_chunks(&resize.dropped);
         }
         Ok(resize)
     }
@@ -73,8 +73,19 @@ impl Resize {
 }
 
 impl Inode {
+    /// The file's chunks from `first` on. Where there are none the store is not asked.
+    pub(super) fn chunks_from(
+        &self,
+        store: &impl Store,
+        ino: Ino,
+        first: ChunkIndex,
+    ) -> Result<Vec<(ChunkIndex, ChunkRef)>, FsError> {
+        if self.chunks == 0 { Ok(Vec::new()) } else { store.chunks_from(ino, first) }
+    }
+
     /// These chunks are no longer part of the file.
-    pub(super) fn forget_blocks(&mut self, dropped: &[(ChunkIndex, ChunkRef)]) {
+    pub(super) fn forget_chunks(&mut self, dropped: &[(ChunkIndex, ChunkRef)]) {
+        self.chunks = self.chunks.saturating_sub(u32::try_from(dropped.len()).unwrap_or(u32::MAX));
         let blocks: u64 = dropped.iter().map(|(_, chunk)| u64::from(chunk.blocks_4k)).sum();
         self.blocks_4k = self.blocks_4k.saturating_sub(blocks);
     }

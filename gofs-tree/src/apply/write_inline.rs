@@ -20,7 +20,7 @@ pub(super) fn write_inline(
     if data.len() > store.limits().inline_max as usize || size < data.len() as u64 {
         return Err(FsError::Invalid);
     }
-    let unfilled = store.chunks_from(ino, ChunkIndex(0))?;
+    let unfilled = inode.chunks_from(store, ino, ChunkIndex(0))?;
     if !unfilled.is_empty() && inode.inline.is_empty() && inode.size > 0 {
         return Err(FsError::Invalid);
     }
@@ -32,6 +32,7 @@ pub(super) fn write_inline(
         store.remove_chunk(ino, index, chunk.chunk);
     }
     inode.blocks_4k = 0;
+    inode.chunks = 0;
     inode.inline = data.clone();
     inode.mtime = mtime;
     inode.ctime = time;

@@ -18,6 +18,7 @@ impl Encode for Inode {
         w.u32(self.nlink);
         w.u64(self.size);
         w.u64(self.blocks_4k);
+        w.u32(self.chunks);
         w.u32(self.rdev);
         w.time(self.atime);
         w.time(self.mtime);
@@ -38,6 +39,7 @@ impl Encode for Inode {
             nlink: r.u32()?,
             size: r.u64()?,
             blocks_4k: r.u64()?,
+            chunks: r.u32()?,
             rdev: r.u32()?,
             atime: r.time()?,
             mtime: r.time()?,
@@ -129,6 +131,7 @@ mod tests {
             nlink: 2,
             size: 5,
             blocks_4k: 1,
+            chunks: 3,
             rdev: 9,
             atime: Timestamp::new(1, 2),
             mtime: Timestamp::new(-1, 999_999_999),
@@ -143,7 +146,7 @@ mod tests {
     #[test]
     fn inode_bytes_are_golden() {
         let golden: &[u8] = b"\x01\x01\xed\x09\xe8\x03\0\0\x04\x03\x02\x01\x02\0\0\0\
-            \x05\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x09\0\0\0\
+            \x05\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x03\0\0\0\x09\0\0\0\
             \x01\0\0\0\0\0\0\0\x02\0\0\0\
             \xff\xff\xff\xff\xff\xff\xff\xff\xff\xc9\x9a\x3b\
             \x03\0\0\0\0\0\0\0\x04\0\0\0\
@@ -194,7 +197,7 @@ mod tests {
     fn impossible_values_are_refused() {
         let bytes = inode().to_bytes();
         // file type, mode over 12 bits, nanoseconds of atime over a second, a bool that is neither.
-        for (at, value) in [(1, 0), (1, 8), (3, 0x10), (47, 0xff), (92, 2)] {
+        for (at, value) in [(1, 0), (1, 8), (3, 0x10), (51, 0xff), (96, 2)] {
             let mut bad = bytes.clone();
             bad[at] = value;
             assert_eq!(Inode::decode(&bad), Err(CodecError::Malformed { what: "inode record" }), "byte {at}");

@@ -21,7 +21,7 @@ use rand::{RngExt, SeedableRng};
 use tempfile::TempDir;
 
 /// Steps of a run; GOFS_RANDOM_STEPS changes it.
-const STEPS: usize = 6_000;
+const STEPS: usize = 10_000;
 /// Each change is committed before the next.
 const SYNC_STEPS: usize = 2_000;
 /// How often the other mount looks at what only one changes.

@@ -17,7 +17,7 @@ use gofs_proto::Link;
 use gofs_proto::convert::{self, Grant};
 use gofs_proto::kind::Request;
 use gofs_proto::session as wire;
-use gofs_tree::{EditOp, Ino, LeaseMode, Name, NewNode, ROOT_INO, Store, Timestamp, XattrName};
+use gofs_tree::{Attr, EditOp, Ino, LeaseMode, Name, NewNode, ROOT_INO, Store, Timestamp, XattrName};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -140,6 +140,11 @@ impl Fake {
     /// What the servers hold of a small file.
     pub fn bytes_of(&self, ino: Ino) -> Vec<u8> {
         self.server.lock().tree.inode(ino).unwrap().unwrap().inline.to_vec()
+    }
+
+    /// An inode's attributes at the server.
+    pub fn attr_of(&self, ino: Ino) -> Attr {
+        self.server.lock().tree.inode(ino).unwrap().unwrap().attr(ino)
     }
 
     /// What is asked of the quota from now on brings this, bytes and inodes.
