@@ -217,6 +217,21 @@ fn what_the_kernel_keeps_stays_until_it_is_taken_back() {
 }
 
 #[test]
+fn the_attributes_in_the_reply_to_a_link_are_not_kept() {
+    let mount = Mount::new();
+    fs::write(mount.path("f"), "x").unwrap();
+    fs::hard_link(mount.path("f"), mount.path("g")).unwrap();
+    // Changed after the reply was made; the kernel, which would apply it all the same, is not told.
+    let mode = AttrChange { mode: Some(Mode::new(0o600)), ..AttrChange::default() };
+    mount.elsewhere(mount.memory.setattr(ino(&mount.path("g")), mode)).unwrap();
+    fs::hard_link(mount.path("f"), mount.path("h")).unwrap();
+    let mode = AttrChange { mode: Some(Mode::new(0o640)), ..AttrChange::default() };
+    let inode = mount.elsewhere(mount.memory.lookup(ROOT_INO, &Name::new(b"f").unwrap())).unwrap();
+    mount.elsewhere(mount.memory.setattr(inode.value.unwrap().ino, mode)).unwrap();
+    assert_eq!(fs::metadata(mount.path("h")).unwrap().mode() & 0o7777, 0o640);
+}
+
+#[test]
 fn the_kernel_gives_back_every_entry_that_it_was_given() {
     let mount = Mount::new();
     let mut inodes = Vec::new();

@@ -6,11 +6,13 @@ use crate::client::Client;
 use crate::handle::FileHandle;
 
 impl Client {
-    /// close(2): tells once what could not be written back. Does not wait for servers, but for pages of memory maps that
+    /// close(2): tells once what could not be written back, and whoever may write also of changes that are lost. Does not wait for servers, but for pages of memory maps that
     /// a recall held up: others see them from now on.
     pub async fn flush(&self, file: &FileHandle) -> Result<(), FsError> {
         self.core.unparked(file.ino()).await?;
-        self.core.data.take_error(file.ino(), &file.0.errors)
+        let told = self.core.data.take_error(file.ino(), &file.0.errors);
+        // A reader has changed nothing, and its error would tell nobody.
+        if file.flags().write { told.and(self.core.told_of_lost_edits(&file.0.lost_edits)) } else { told }
     }
 
     /// The file's bytes are on stable storage on every replica, and its attributes committed; so are its name and the

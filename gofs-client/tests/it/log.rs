@@ -228,6 +228,22 @@ async fn a_refused_edit_is_told_by_fsync_once_and_what_was_believed_is_forgotten
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_edit_is_told_by_close_once_to_each_writer() {
+    let (fake, client, _, dir) = alone().await;
+    let (other, reader) = (made(&client, dir, "other"), made(&client, dir, "read").0.ino);
+    let reader = client.open(reader, OpenFlags { read: true, ..OpenFlags::default() }).await.unwrap();
+    fake.refuse("create a");
+    let (_, file) = made(&client, dir, "a");
+    fake.until(|_| client.stats().lost_edits == 1).await;
+    for writer in [&file, &other.1] {
+        assert_eq!(client.flush(writer).await, Err(FsError::Io));
+        assert_eq!(client.flush(writer).await, Ok(()));
+        assert_eq!(client.fsync(writer, false).await, Ok(()), "it was told");
+    }
+    assert_eq!(client.flush(&reader).await, Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn edits_of_a_fenced_session_are_lost_counted_and_told() {
     let (fake, client, _, dir) = alone().await;
     fake.always::<wire::Batch>(Act::Ignore);

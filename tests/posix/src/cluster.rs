@@ -178,7 +178,12 @@ impl Cluster {
 
     /// Mounts a namespace under `name` in the cluster's directory.
     pub fn mount_as(&self, name: &str, namespace: &str, options: &str) -> Mount {
-        Mount::start(name, &format!("{}:/{namespace}", self.meta()), options, self.dir())
+        self.mount_at(&self.meta(), name, namespace, options)
+    }
+
+    /// As [`Cluster::mount_as`], by another way to the MetaServers.
+    pub fn mount_at(&self, meta: &str, name: &str, namespace: &str, options: &str) -> Mount {
+        Mount::start(name, &format!("{meta}:/{namespace}"), options, self.dir())
     }
 
     /// Mounts the namespace `test`.
