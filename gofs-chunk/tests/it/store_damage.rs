@@ -204,3 +204,31 @@ fn a_damaged_table_is_found_though_memory_has_it_whole() {
     assert!(matches!(store.verify(chunk), Err(StoreError::Corrupt { .. })));
     assert!(store.read(chunk, version, 0, 4096).is_err());
 }
+
+#[test]
+fn a_verification_that_had_passed_a_block_when_its_damage_was_found_does_not_call_the_chunk_whole() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("disk");
+    let store = Store::open(std::slice::from_ref(&dir), &options()).unwrap();
+    let (chunk, version) = (ChunkId(7), ChunkVersion(1));
+    store.write(chunk, version, 0, &bytes(&mut rng(1), 4 << 20), WriteMode::Create, Ack::Synced).unwrap();
+    let mut all = Vec::new();
+    files(&dir, &mut all);
+    let home =
+        all.iter().find(|path| path.extension().is_some_and(|e| e == "chunk")).expect("a file of its own");
+    let file = OpenOptions::new().write(true).open(home).unwrap();
+    let disk = store.disks().next().unwrap();
+    let mut steps = 0;
+    let verified = disk.verify(chunk, |_| {
+        steps += 1;
+        if steps == 2 {
+            // In a block that it has seen.
+            file.write_all_at(b"!", 2 * 4096 + 5 * 4096 + 17).unwrap();
+            assert!(store.read(chunk, version, 5 * 4096, 4096).is_err());
+        }
+        true
+    });
+    assert!(verified.is_ok() && steps > 2, "{verified:?}, {steps} steps");
+    assert!(store.list()[0].corrupt);
+    assert!(store.verify(chunk).is_err());
+}

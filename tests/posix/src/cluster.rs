@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::mount::Mount;
 use crate::process::{Server, program};
 use crate::run::Output;
-use crate::wait::eventually;
+use crate::wait::{eventually, wait_for};
 
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -97,6 +97,13 @@ impl ClusterBuilder {
         let cluster = Cluster { metas, chunks, meta_addresses, chunk_addresses, dir: Some(dir) };
         cluster
             .wait_status("every ChunkServer to be alive", |s| s["chunk_servers_alive"] == self.chunks as u64);
+        // One that has not told of its disks yet is given no chunks, and what is written has a replica less.
+        wait_for("every ChunkServer to have told of its disks", START_TIMEOUT, || {
+            let servers = cluster.ctl_json(&["servers"]);
+            let has_disks =
+                |server: &Value| server["disks"].as_array().is_some_and(|disks| !disks.is_empty());
+            servers.as_array().is_some_and(|servers| servers.iter().all(has_disks))
+        });
         cluster
     }
 }

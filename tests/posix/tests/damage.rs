@@ -47,6 +47,10 @@ fn a_flipped_bit_in_a_chunk_is_served_from_the_other_replica_reported_and_repair
         fs::write(mount.join(name), data).unwrap();
         gofs_posix_tests::shell(mount.path(), &format!("sync {name}"));
     }
+    // With one replica only the first damage would be the last.
+    cluster.wait_status("both replicas of both", |status| {
+        status["chunks"] == 2 && status["chunks_under_replicated"] == 0
+    });
     for (name, data) in &files {
         let mut damaged = 0;
         // One replica after the other, each good again before the next is damaged.

@@ -54,6 +54,8 @@ struct Cell {
     state: RwLock<ChunkState>,
     /// Some block failed its checksum since it was last seen whole.
     corrupt: AtomicBool,
+    /// How often one did. Counted under the lock, shared or not.
+    corrupt_reads: AtomicU64,
 }
 
 /// A chunk is counted as clean when nothing was written to it for so long.

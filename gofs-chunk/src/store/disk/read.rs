@@ -175,13 +175,13 @@ impl Disk {
     /// it, which may wait, and stops where it says no. The chunk counts as whole again if it is.
     /// All damage is reported; the first is returned.
     pub fn verify(&self, chunk: ChunkId, mut pace: impl FnMut(u64) -> bool) -> Result<(), StoreError> {
-        self.with_live(chunk, ChunkVersion(0), |_, state| {
+        let damage_before = self.with_live(chunk, ChunkVersion(0), |cell, state| {
             if state.home != 0
                 && let Ok(home) = self.home(HomeKey { chunk, generation: state.home })
             {
                 home.forget_tables();
             }
-            Ok(())
+            Ok(cell.corrupt_reads.load(Ordering::Relaxed))
         })?;
         let mut first = 0;
         let mut found = Ok(());
@@ -211,8 +211,10 @@ impl Disk {
         if found.is_ok()
             && let Some(cell) = self.cell(chunk)
         {
-            let state = cell.state.read();
-            if !state.damaged && cell.corrupt.swap(false, Ordering::Relaxed) {
+            // Exclusively: nobody finds damage meanwhile. What was found since this began may lie where it had been already.
+            let state = cell.state.write();
+            let as_before = cell.corrupt_reads.load(Ordering::Relaxed) == damage_before;
+            if as_before && !state.damaged && cell.corrupt.swap(false, Ordering::Relaxed) {
                 self.corrupt_known.lock().retain(|(of, _)| *of != chunk);
                 self.tell(chunk, &cell, &state);
             }
@@ -335,6 +337,7 @@ impl Disk {
         what: &'static str,
     ) -> StoreError {
         let error = StoreError::Corrupt { chunk, block, disk: self.path.clone(), what };
+        cell.corrupt_reads.fetch_add(1, Ordering::Relaxed);
         // Told before it is counted: whoever sees the count finds the chunk among the changes.
         if !cell.corrupt.swap(true, Ordering::Relaxed) {
             self.tell(chunk, cell, state);
