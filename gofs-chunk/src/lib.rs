@@ -5,6 +5,7 @@
 
 #![deny(unsafe_code)]
 
+mod clock;
 mod config;
 mod heartbeat;
 mod server;

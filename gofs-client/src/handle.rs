@@ -18,7 +18,7 @@ pub struct OpenFlags {
     pub append: bool,
     /// Emptied when opened (O_TRUNC).
     pub truncate: bool,
-    /// Around the kernel's page cache (O_DIRECT).
+    /// Around the kernel's page cache (O_DIRECT, and where the mount thinks it best).
     pub direct: bool,
     /// Every write is durable before it returns (O_SYNC, O_DSYNC).
     pub sync: bool,

@@ -12,6 +12,7 @@ mod core;
 pub mod data;
 mod error;
 mod handle;
+mod inspect;
 mod kernel;
 mod latencies;
 mod lease;

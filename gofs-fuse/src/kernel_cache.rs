@@ -84,36 +84,44 @@ impl KernelNotifier {
         self.connection().is_some_and(|connection| self.lookups.known(connection.map.node(ino)))
     }
 
-    /// Drops the attributes of an inode, not its pages; waits for nothing.
-    pub(crate) fn invalidate_attributes(&self, ino: Ino) {
-        self.invalidate(ino, sys::Invalidate::Attributes);
+    /// Whether the kernel drops pages that a write around its cache has overwritten, after the write: older ones did not, those
+    /// that can drop names do.
+    pub(crate) fn drops_overwritten_pages(&self) -> bool {
+        self.can_cache_entries()
     }
 
     fn invalidate(&self, ino: Ino, what: sys::Invalidate) {
-        let started = Instant::now();
-        let mut pause = RETRY_PAUSE.0;
-        while let Some(connection) = self.connection() {
-            let node = connection.map.node(ino);
-            match sys::notify_inval_inode(&connection.device, node.0, what) {
-                Ok(()) => return,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    if !self.lookups.known(node) {
-                        return;
-                    }
-                    if started.elapsed() > INSTANTIATION_LIMIT {
-                        warn!(%ino, "the kernel has not taken an inode that it was sent; its copy expires by time");
-                        return;
-                    }
-                }
-                Err(error) if disconnected(&error) => return,
-                Err(error) => {
-                    warn!(%ino, %error, "the kernel refused to drop its copy of an inode; it expires by time");
-                    return;
-                }
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(RETRY_PAUSE.1);
+        let known =
+            || self.connection().is_some_and(|connection| self.lookups.known(connection.map.node(ino)));
+        until_taken(ino, known, || match self.connection() {
+            Some(connection) => sys::notify_inval_inode(&connection.device, connection.map.node(ino).0, what),
+            None => Ok(()),
+        });
+    }
+}
+
+/// Notifies until the kernel took it. `known`: the kernel was sent the inode and has not given it back, so that one
+/// which it does not find is still on its way.
+fn until_taken(ino: Ino, known: impl Fn() -> bool, mut notify: impl FnMut() -> io::Result<()>) {
+    let started = Instant::now();
+    let mut pause = RETRY_PAUSE.0;
+    while let Err(error) = notify() {
+        if disconnected(&error) {
+            return;
         }
+        if error.kind() != io::ErrorKind::NotFound {
+            warn!(%ino, %error, "the kernel refused to drop its copy of an inode; it expires by time");
+            return;
+        }
+        if !known() {
+            return;
+        }
+        if started.elapsed() > INSTANTIATION_LIMIT {
+            warn!(%ino, "the kernel has not taken an inode that it was sent; its copy expires by time");
+            return;
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(RETRY_PAUSE.1);
     }
 }
 
@@ -132,6 +140,16 @@ impl KernelCache for KernelNotifier {
         self.invalidate(ino, sys::Invalidate::AttributesAndSome { offset, len });
     }
 
+    fn forget_attributes(&self, ino: Ino) {
+        let Some(connection) = self.connection() else { return };
+        let node = connection.map.node(ino).0;
+        match sys::notify_inval_inode(&connection.device, node, sys::Invalidate::Attributes) {
+            Ok(()) => {}
+            Err(error) if disconnected(&error) || error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => warn!(%ino, %error, "the kernel refused to drop attributes; they expire by time"),
+        }
+    }
+
     fn invalidate_entries(&self) {
         let Some(connection) = self.connection().filter(|connection| connection.names) else { return };
         match sys::notify_inc_epoch(&connection.device) {
@@ -148,6 +166,8 @@ impl KernelCache for KernelNotifier {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
@@ -156,5 +176,25 @@ mod tests {
         assert!(!kernel.can_cache_entries());
         kernel.invalidate_inode(Ino(5));
         kernel.invalidate_entries();
+    }
+
+    /// How often the kernel is notified where it answers so, the inode being on its way or not, time after time.
+    fn notified(answers: &[(i32, bool)]) -> usize {
+        let calls = Cell::new(0);
+        let known = || answers[calls.get() - 1].1;
+        until_taken(Ino(5), known, || {
+            let (errno, _) = answers[calls.replace(calls.get() + 1)];
+            if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) }
+        });
+        calls.get()
+    }
+
+    #[test]
+    fn an_inode_on_its_way_is_invalidated_again_until_the_kernel_has_it() {
+        let on_its_way = (libc::ENOENT, true);
+        assert_eq!(notified(&[on_its_way, on_its_way, on_its_way, (0, true), (0, true)]), 4);
+        assert_eq!(notified(&[on_its_way, (libc::ENOENT, false), (0, true)]), 2, "the kernel gave it back");
+        assert_eq!(notified(&[on_its_way, (libc::ENODEV, true), (0, true)]), 2, "the mount is gone");
+        assert_eq!(notified(&[(libc::EINVAL, true), (0, true)]), 1);
     }
 }

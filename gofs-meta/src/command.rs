@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 
 use gofs_tree::{
     ChunkId, ChunkServerId, ChunkSize, ChunkVersion, CodecError, Edit, EditSeq, Encode, FsError,
-    INLINE_MAX_LIMIT, Ino, NamespaceId, NamespaceLimits, Outcome, SessionId, Timestamp, Usage,
+    INLINE_MAX_LIMIT, Ino, MetaServerId, NamespaceId, NamespaceLimits, Outcome, SessionId, Timestamp, Usage,
 };
 
 use crate::codec::{Reader, Writer};
+use crate::repair::{self, Repair};
 
 /// Most bytes of a namespace's name.
 pub const NAMESPACE_NAME_MAX: usize = 128;
@@ -98,6 +99,32 @@ impl NamespaceConfig {
             quota_bytes: from.u64()?,
             quota_inodes: from.u64()?,
         })
+    }
+}
+
+/// What an administrator has decided about a ChunkServer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// It holds replicas and gets new ones.
+    #[default]
+    InService,
+    /// It gets no new ones, and those that it has are made elsewhere and given up.
+    Draining,
+    /// It is not part of the cluster any more and is refused.
+    Removed,
+}
+
+impl Standing {
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Standing::InService => 0,
+            Standing::Draining => 1,
+            Standing::Removed => 2,
+        }
+    }
+
+    pub(crate) fn from_code(code: u8) -> Option<Standing> {
+        [Standing::InService, Standing::Draining, Standing::Removed].into_iter().find(|it| it.code() == code)
     }
 }
 
@@ -253,10 +280,33 @@ pub enum Command {
         /// Failure domains and the like.
         labels: BTreeMap<String, String>,
     },
+    /// Whether a ChunkServer is one to use, to empty or to refuse; refused where none with that id ever registered.
+    SetServerStanding {
+        /// Which.
+        server: ChunkServerId,
+        /// What it becomes.
+        standing: Standing,
+    },
     /// Names the cluster. The log's first command; refused where another name is set.
     InitCluster {
         /// Chosen at random.
         cluster: [u8; 16],
+    },
+    /// ChunkServers have had their time to report to a cluster that was restored.
+    SettleRestore,
+    /// Chunks that a restored cluster does not know are kept no more.
+    DiscardUnknown,
+    /// Sets right what `fsck` found wrong. Answers `Repaired`.
+    Repair {
+        /// Where.
+        namespace: NamespaceId,
+        /// At most [`REPAIRS_MAX`](crate::repair::REPAIRS_MAX).
+        repairs: Vec<Repair>,
+    },
+    /// A MetaServer is about to be removed: its id names nobody else from now on.
+    RetireMeta {
+        /// Which.
+        id: MetaServerId,
     },
 }
 
@@ -272,6 +322,8 @@ pub enum CommandOutcome {
     Session(SessionId),
     /// The namespace that was made.
     Namespace(NamespaceId),
+    /// How many repairs were done; the others did not find what they were to repair.
+    Repaired(u32),
     /// Done.
     Done,
     /// Not done; nothing changed.
@@ -313,6 +365,12 @@ pub enum Refusal {
     /// Not to be deleted.
     #[error("chunk {0} belongs to a file")]
     ChunkLive(ChunkId),
+    /// A mount may have cached what would change.
+    #[error("namespace {0} is mounted: unmount it first, gofsctl sessions shows where it is mounted")]
+    Mounted(NamespaceId),
+    /// No such ChunkServer.
+    #[error("no ChunkServer {0} ever registered here")]
+    NoServer(ChunkServerId),
     /// It has another name.
     #[error("the cluster has another identity already")]
     ClusterSet,
@@ -334,6 +392,11 @@ const BATCH: u8 = 13;
 const RESERVE_INOS: u8 = 14;
 const DELEGATE: u8 = 15;
 const RESERVE_CHUNKS: u8 = 16;
+const SETTLE_RESTORE: u8 = 80;
+const DISCARD_UNKNOWN: u8 = 81;
+const REPAIR: u8 = 82;
+const RETIRE_META: u8 = 32;
+const SET_SERVER_STANDING: u8 = 60;
 
 impl Encode for Command {
     fn encode(&self, buffer: &mut Vec<u8>) {
@@ -428,9 +491,24 @@ impl Encode for Command {
                 out.str(address);
                 write_labels(&mut out, labels);
             }
+            Command::SettleRestore => out.u8(SETTLE_RESTORE),
+            Command::DiscardUnknown => out.u8(DISCARD_UNKNOWN),
+            Command::Repair { namespace, repairs } => {
+                out.u8(REPAIR);
+                repair::write_all(&mut out, *namespace, repairs);
+            }
+            Command::SetServerStanding { server, standing } => {
+                out.u8(SET_SERVER_STANDING);
+                out.u64(server.0);
+                out.u8(standing.code());
+            }
             Command::InitCluster { cluster } => {
                 out.u8(INIT_CLUSTER);
                 out.raw(cluster);
+            }
+            Command::RetireMeta { id } => {
+                out.u8(RETIRE_META);
+                out.u64(id.0);
             }
         }
     }
@@ -499,7 +577,18 @@ impl Encode for Command {
                 address: from.str()?,
                 labels: read_labels(&mut from)?,
             },
+            SET_SERVER_STANDING => Command::SetServerStanding {
+                server: ChunkServerId(from.u64()?),
+                standing: Standing::from_code(from.u8()?).ok_or_else(|| from.malformed())?,
+            },
             INIT_CLUSTER => Command::InitCluster { cluster: from.array()? },
+            SETTLE_RESTORE => Command::SettleRestore,
+            DISCARD_UNKNOWN => Command::DiscardUnknown,
+            REPAIR => {
+                let (namespace, repairs) = repair::read_all(&mut from)?;
+                Command::Repair { namespace, repairs }
+            }
+            RETIRE_META => Command::RetireMeta { id: MetaServerId(from.u64()?) },
             _ => return Err(from.malformed()),
         };
         from.end()?;
@@ -555,8 +644,10 @@ pub(crate) fn read_labels(from: &mut Reader<'_>) -> Result<BTreeMap<String, Stri
 
 #[cfg(test)]
 mod tests {
+    use gofs_tree::{ChunkIndex, EditOp, Name, ROOT_INO};
+
     use super::*;
-    use gofs_tree::{EditOp, Name, ROOT_INO};
+    use crate::repair::Count;
 
     fn samples() -> Vec<Command> {
         let config = NamespaceConfig { quota_bytes: 7, ..NamespaceConfig::default() };
@@ -601,7 +692,26 @@ mod tests {
                 address: "h:1".into(),
                 labels: BTreeMap::from([("rack".into(), "r1".into())]),
             },
+            Command::SetServerStanding { server: ChunkServerId(9), standing: Standing::Draining },
             Command::InitCluster { cluster: [1; 16] },
+            Command::SettleRestore,
+            Command::DiscardUnknown,
+            Command::Repair {
+                namespace: NamespaceId(2),
+                repairs: vec![
+                    Repair::Usage { from: (1, 2), to: (3, 4) },
+                    Repair::Sliced { from: (1, 2), to: (3, 4) },
+                    Repair::Count { ino: Ino(5), count: Count::Blocks4k, from: 6, to: 7 },
+                    Repair::DropEntry { parent: Ino(1), name: Name::new(b"n").unwrap(), ino: Ino(8) },
+                    Repair::Adopt { ino: Ino(9) },
+                    Repair::DropOrphan { ino: Ino(9) },
+                    Repair::Release { ino: Ino(9), session: SessionId(3) },
+                    Repair::ClaimChunk { ino: Ino(9), index: ChunkIndex(1), chunk: ChunkId(4) },
+                    Repair::DropChunk { chunk: ChunkId(4) },
+                    Repair::DropReference { ino: Ino(9), index: ChunkIndex(1), chunk: ChunkId(4) },
+                ],
+            },
+            Command::RetireMeta { id: MetaServerId(3) },
             Command::Batch {
                 session: SessionId(3),
                 first_seq: EditSeq(9),

@@ -18,6 +18,8 @@ use crate::state::StateConfig;
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:7460";
 /// Shortest validity of a session: a client renews four times within it.
 const VALIDITY_MIN: Duration = Duration::from_millis(200);
+/// Slowest repair, bytes a second.
+const REPAIR_BYTES_S_MIN: u64 = 8 << 20;
 
 /// A configuration that was checked.
 #[derive(Clone, Debug)]
@@ -32,6 +34,8 @@ pub struct Config {
     pub data: PathBuf,
     /// All MetaServers of the cluster with their addresses. Empty: it is the only one.
     pub peers: BTreeMap<MetaServerId, String>,
+    /// Members of the cluster that it is to be added to, while it has no data. Empty: none.
+    pub join: Vec<String>,
     /// Validity and margin of sessions.
     pub sessions: SessionTimes,
     /// How ChunkServers are watched and chunks kept.
@@ -57,12 +61,13 @@ impl Config {
             advertise: None,
             data,
             peers: BTreeMap::new(),
+            join: Vec::new(),
             sessions: SessionTimes::default(),
             chunks: ChunkConfig::default(),
             state: StateConfig::default(),
             segment_bytes: 64 << 20,
             snapshot_entries: 100_000,
-            heartbeat_ms: 150,
+            heartbeat_ms: 100,
             cpu_latency: CpuLatency::default(),
         }
     }
@@ -83,12 +88,17 @@ pub struct FileConfig {
     /// `{ "1" = "host:port", ... }`, this server included.
     #[serde(default)]
     pub peers: BTreeMap<String, String>,
+    /// host:port of members of the cluster that this server is to be added to.
+    #[serde(default)]
+    pub join: Vec<String>,
     /// Time from its last KeepAlive for which a mount may answer from its caches, milliseconds.
     pub session_validity_ms: Option<u64>,
     /// Time beyond it before the session is fenced, milliseconds.
     pub session_margin_ms: Option<u64>,
     /// Time a ChunkServer must be dead before its chunks are copied elsewhere, seconds.
     pub repair_after_s: Option<u64>,
+    /// Bytes a second that repair, drain and rebalancing take from one ChunkServer.
+    pub repair_bytes_s: Option<u64>,
     /// Silence after which a ChunkServer is taken for dead, seconds.
     pub dead_after_s: Option<u64>,
     /// Memory for decoded records, bytes.
@@ -122,19 +132,21 @@ impl FileConfig {
         ensure!(id.0 > 0, "a MetaServer's id is 1 or more, not 0");
         let listen = self.listen.as_deref().unwrap_or(DEFAULT_LISTEN);
         let mut config = Config::new(id, resolve(listen)?, data);
-        for (key, address) in &self.peers {
-            let peer: u64 =
-                key.parse().with_context(|| format!("peers: {key:?} is not a MetaServer's id"))?;
-            ensure!(peer > 0, "peers: a MetaServer's id is 1 or more, not 0");
-            ensure!(is_host_port(address), "peers: {address:?} of MetaServer {key} is not host:port");
-            config.peers.insert(MetaServerId(peer), address.clone());
-        }
+        config.peers = members(&self.peers)?;
         ensure!(
             config.peers.is_empty() || config.peers.contains_key(&id),
             "peers names {} MetaServers, but not this one, which is {}: give all of them to each",
             config.peers.len(),
             id.0
         );
+        for address in &self.join {
+            ensure!(is_host_port(address), "join: {address:?} is not host:port");
+        }
+        ensure!(
+            self.join.is_empty() || self.peers.is_empty(),
+            "peers makes a new cluster and join waits to be added to one that is there: give one of the two"
+        );
+        config.join = self.join;
         if let Some(advertise) = &self.advertise {
             ensure!(is_host_port(advertise), "advertise: {advertise:?} is not host:port");
         }
@@ -154,6 +166,11 @@ impl FileConfig {
         );
         config.chunks.repair_after = seconds(self.repair_after_s, config.chunks.repair_after);
         config.chunks.dead_after = seconds(self.dead_after_s, config.chunks.dead_after);
+        config.chunks.repair_bytes_s = self.repair_bytes_s.unwrap_or(config.chunks.repair_bytes_s);
+        ensure!(
+            config.chunks.repair_bytes_s >= REPAIR_BYTES_S_MIN,
+            "repair_bytes_s must be {REPAIR_BYTES_S_MIN} (8 MiB/s) or more: writers of a chunk wait while it is copied"
+        );
         config.state.record_cache_bytes = self.record_cache_bytes.unwrap_or(config.state.record_cache_bytes);
         config.state.block_cache_bytes = self.block_cache_bytes.unwrap_or(config.state.block_cache_bytes);
         config.segment_bytes = self.segment_bytes.unwrap_or(config.segment_bytes);
@@ -196,6 +213,18 @@ pub fn parse_peers(text: &str) -> anyhow::Result<BTreeMap<String, String>> {
     Ok(peers)
 }
 
+/// The same, checked.
+pub fn members(peers: &BTreeMap<String, String>) -> anyhow::Result<BTreeMap<MetaServerId, String>> {
+    let mut members = BTreeMap::new();
+    for (key, address) in peers {
+        let peer: u64 = key.parse().with_context(|| format!("peers: {key:?} is not a MetaServer's id"))?;
+        ensure!(peer > 0, "peers: a MetaServer's id is 1 or more, not 0");
+        ensure!(is_host_port(address), "peers: {address:?} of MetaServer {key} is not host:port");
+        members.insert(MetaServerId(peer), address.clone());
+    }
+    Ok(members)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,7 +247,10 @@ mod tests {
             "data = \"/d\"\nlisten = \"nowhere\"",
             "data = \"/d\"\nsession_validity_ms = 1",
             "data = \"/d\"\ncpu_latency = \"never\"",
+            "data = \"/d\"\nrepair_bytes_s = 1000",
             "data = \"/d\"\nid = 3\npeers = { 1 = \"a:1\", 2 = \"b:2\" }",
+            "data = \"/d\"\njoin = [\"nowhere\"]",
+            "data = \"/d\"\nid = 1\njoin = [\"b:1\"]\npeers = { 1 = \"a:1\" }",
             "data = \"/d\"\npeers = { one = \"a:1\" }",
             "data = \"/d\"\npeers = { 1 = \"a\" }",
         ] {

@@ -10,13 +10,14 @@ use gofs_proto::{
     cluster::{self, heartbeat_server, instruction, report},
     negotiate,
 };
-use gofs_tree::ChunkServerId;
-use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
-use tonic::{Request, Response, Status, Streaming};
+use gofs_tree::{ChunkServerId, SessionId};
+use tokio::sync::mpsc;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue};
 
 use crate::{
     chunks::ChunkService,
-    command::{Command, CommandOutcome},
+    command::{Command, CommandOutcome, Standing},
     group::{MetaGroup, ProposeError, Role},
 };
 
@@ -94,23 +95,60 @@ impl heartbeat_server::Heartbeat for HeartbeatDoor {
             return Err(Status::invalid_argument("a ChunkServer must register before anything else"));
         };
         let server = ChunkServerId(register.server);
-        let accepted = accept(&self.chunks, &group, &register).await?;
+        let (version, cluster) = accept(&group, &register).await?;
 
         let labels = register.labels.into_iter().collect();
         let connected = self.chunks.connect(server, register.address.clone(), labels);
         let (link, instructions) = connected.ok_or_else(|| not_leader(None))?;
+        let accepted = match terms(&self.chunks, &group, version, cluster).await {
+            Ok(accepted) => accepted,
+            Err(refused) => {
+                self.chunks.disconnect(server, link);
+                return Err(refused);
+            }
+        };
         tracing::info!(server = server.0, address = register.address, "a ChunkServer registered");
         tokio::spawn(read_reports(self.chunks.clone(), server, link, reports));
 
-        let first = tokio_stream::once(cluster::Instruction {
-            id: 0,
-            body: Some(instruction::Body::Accepted(accepted)),
-        });
-        // The sender is dropped when the connection is to end, and the stream with it.
-        let rest = ReceiverStream::new(instructions);
-        let over = tokio_stream::once(Err(not_leader_now(&group)));
-        Ok(Response::new(Box::pin(first.chain(rest).map(Ok).chain(over))))
+        let (out, stream) = mpsc::channel(1);
+        tokio::spawn(instruct(group, accepted, instructions, out));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
+}
+
+/// Sends what there is for a ChunkServer, and where the MetaServers are whenever that changes, until the connection is to
+/// end: then `instructions` is closed, and the server is told where to go on.
+async fn instruct(
+    group: Arc<MetaGroup>,
+    mut accepted: cluster::Accepted,
+    mut instructions: mpsc::Receiver<cluster::Instruction>,
+    out: mpsc::Sender<Result<cluster::Instruction, Status>>,
+) {
+    let mut voters = group.voter_addresses();
+    accepted.metas.clone_from(&voters.borrow_and_update());
+    let mut next = Some(instruction::Body::Accepted(accepted));
+    loop {
+        let instruction = match next.take() {
+            Some(body) => cluster::Instruction { id: 0, body: Some(body) },
+            None => tokio::select! {
+                instruction = instructions.recv() => match instruction {
+                    Some(instruction) => instruction,
+                    None => break,
+                },
+                Ok(()) = voters.changed() => {
+                    let addresses = voters.borrow_and_update().clone();
+                    let body = instruction::Body::Members(cluster::Members { addresses });
+                    cluster::Instruction { id: 0, body: Some(body) }
+                }
+                () = out.closed() => return,
+            },
+        };
+        if out.send(Ok(instruction)).await.is_err() {
+            return;
+        }
+    }
+    // A server that is gone has nobody to be told.
+    let _ = out.send(Err(not_leader_now(&group))).await;
 }
 
 /// Why a connection that stood ends now, for the server to know where to go on.
@@ -123,11 +161,8 @@ fn not_leader_now(group: &MetaGroup) -> Status {
     }
 }
 
-async fn accept(
-    chunks: &ChunkService,
-    group: &MetaGroup,
-    register: &cluster::Register,
-) -> Result<cluster::Accepted, Status> {
+/// Takes the server into the state; the version that both speak, and the cluster.
+async fn accept(group: &MetaGroup, register: &cluster::Register) -> Result<(u32, [u8; 16]), Status> {
     let server = ChunkServerId(register.server);
     let Some(version) = negotiate(register.version, register.oldest_version) else {
         return Err(Status::unimplemented(format!(
@@ -169,6 +204,15 @@ async fn accept(
     }
     let labels = register.labels.clone().into_iter().collect();
     let known = group.state().server(server).map_err(unreadable)?;
+    if known.as_ref().is_some_and(|known| known.standing == Standing::Removed) {
+        let mut status = Status::failed_precondition(format!(
+            "ChunkServer {server} at {} was removed from this cluster: give it an empty data directory to join as a new one, or take it back with what it holds: gofsctl chunk undrain {server}",
+            register.address
+        ));
+        // No use to try on, as with another cluster.
+        status.metadata_mut().insert(OTHER_CLUSTER_METADATA, MetadataValue::from_static("removed"));
+        return Err(status);
+    }
     if known.is_none_or(|known| known.address != register.address || known.labels != labels) {
         let command = Command::RegisterServer { server, address: register.address.clone(), labels };
         match group.propose(command).await.map_err(propose_status)? {
@@ -180,16 +224,31 @@ async fn accept(
             ),
         }
     }
-    let mut fenced: Vec<u64> =
-        group.state().fenced_sessions().map_err(unreadable)?.into_iter().map(|session| session.0).collect();
-    fenced.extend(chunks.fenced().iter().map(|session| session.0));
-    fenced.sort_unstable();
-    fenced.dedup();
+    Ok((version, cluster))
+}
+
+/// What a server that is connected already is told first, so that it misses no fence; refused where this server does not lead after all.
+async fn terms(
+    chunks: &ChunkService,
+    group: &MetaGroup,
+    version: u32,
+    cluster: [u8; 16],
+) -> Result<cluster::Accepted, Status> {
+    // What another leader has committed is in the state then, and what this one tells is not out of date.
+    group.confirm_leader().await.map_err(propose_status)?;
+    let unreadable = |_| Status::internal("this MetaServer cannot read its state; see its log");
+    let sessions = group.state().ended_sessions().map_err(unreadable)?;
+    let ids = |sessions: Vec<SessionId>| sessions.into_iter().map(|session| session.0).collect();
+    let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
     Ok(cluster::Accepted {
         cluster: cluster.to_vec().into(),
         version,
-        heartbeat_ms: u32::try_from(chunks.config().heartbeat.as_millis()).unwrap_or(u32::MAX),
-        fenced_sessions: fenced,
+        heartbeat_ms: millis(chunks.config().heartbeat),
+        fenced_sessions: ids(sessions.fenced),
+        session_floor: sessions.floor.0,
+        live_sessions: ids(sessions.live),
+        write_lease_ms: millis(chunks.config().dead_after),
+        metas: Vec::new(),
     })
 }
 
@@ -202,8 +261,17 @@ async fn read_reports(
     loop {
         match reports.message().await {
             Ok(Some(cluster::Report { body: Some(body) })) => {
+                let number = match &body {
+                    report::Body::Status(status) => status.number,
+                    _ => 0,
+                };
                 if !chunks.report(server, link, body) {
                     break;
+                }
+                if number > 0 {
+                    // Not in the way of what comes behind.
+                    let chunks = chunks.clone();
+                    tokio::spawn(async move { chunks.acknowledge(server, link, number).await });
                 }
             }
             // A kind of report that a newer server sends.

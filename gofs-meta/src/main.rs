@@ -1,6 +1,7 @@
 //! `gofs-meta`: runs one MetaServer until it is told to stop.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
@@ -16,9 +17,10 @@ use tokio::signal::unix::{SignalKind, signal};
     after_help = "Examples:
   gofs-meta --id 1 --data /var/lib/gofs/meta
   gofs-meta --id 1 --listen 10.0.0.1:7460 --data /var/lib/gofs/meta --peers 1=10.0.0.1:7460,2=10.0.0.2:7460,3=10.0.0.3:7460
+  gofs-meta --id 4 --listen 10.0.0.4:7460 --data /var/lib/gofs/meta --join 10.0.0.1:7460,10.0.0.2:7460
   gofs-meta --config /etc/gofs/meta.toml
 
-What a flag says counts more than the configuration file. GOFS_LOG sets what is logged: error, warn, info (default), debug."
+The exit status is 3 when the server was removed from its cluster (gofsctl meta remove): it is not to be started again. What a flag says counts more than the configuration file. GOFS_LOG sets what is logged: error, warn, info (default), debug."
 )]
 struct Args {
     /// Configuration file (TOML)
@@ -36,9 +38,12 @@ struct Args {
     /// Data directory; made if it is not there
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// All MetaServers of the cluster, this one included [default: it is the only one]
+    /// All MetaServers of a new cluster, this one included [default: it is the only one]; later the cluster itself knows
     #[arg(long, value_name = "ID=HOST:PORT,...")]
     peers: Option<String>,
+    /// Members of the cluster that this server is to be added to with: gofsctl meta add; looked at while it has no data
+    #[arg(long, value_name = "HOST:PORT,...", value_delimiter = ',')]
+    join: Vec<String>,
     /// Keep processors from sleeping while requests flow: auto, always (hold) or never (off) [default: auto]
     #[arg(long, value_name = "WHEN")]
     cpu_latency: Option<CpuLatency>,
@@ -55,6 +60,9 @@ impl Args {
         file.advertise = self.advertise.or(file.advertise);
         file.data = self.data.or(file.data);
         file.cpu_latency = self.cpu_latency.or(file.cpu_latency);
+        if !self.join.is_empty() {
+            file.join = self.join;
+        }
         if let Some(peers) = &self.peers {
             file.peers = parse_peers(peers)?;
         }
@@ -62,7 +70,10 @@ impl Args {
     }
 }
 
-fn main() -> anyhow::Result<()> {
+/// Exit status of a server that was removed from its cluster.
+const REMOVED: u8 = 3;
+
+fn main() -> anyhow::Result<ExitCode> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("GOFS_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
@@ -71,11 +82,14 @@ fn main() -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
         let server = Server::start(config).await?;
+        let mut status = ExitCode::SUCCESS;
         tokio::select! {
             _ = terminate.recv() => {}
             result = tokio::signal::ctrl_c() => result.context("Ctrl-C cannot be listened for")?,
+            () = server.removed() => status = ExitCode::from(REMOVED),
+            () = server.failed() => status = ExitCode::FAILURE,
         }
         server.shutdown().await;
-        Ok(())
+        Ok(status)
     })
 }

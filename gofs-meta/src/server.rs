@@ -4,6 +4,7 @@
 //! directory; sessions go on with whoever leads next.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(2);
 pub struct Server {
     id: MetaServerId,
     address: SocketAddr,
+    data: PathBuf,
     group: Arc<MetaGroup>,
     service: Arc<Service>,
     stop: watch::Sender<bool>,
@@ -70,6 +72,7 @@ impl Server {
         let own_address = advertised.unwrap_or_else(|| address.to_string());
         let mut group_config =
             GroupConfig::new(config.id, config.data.clone(), own_address, config.peers.clone());
+        group_config.join = config.join;
         group_config.state = config.state;
         group_config.segment_bytes = config.segment_bytes;
         group_config.snapshot_entries = config.snapshot_entries;
@@ -103,7 +106,7 @@ impl Server {
             }),
         ];
         tracing::info!(id = config.id.0, %address, data = %config.data.display(), "MetaServer is up");
-        Ok(Server { id: config.id, address, group, service, stop, follow, tasks })
+        Ok(Server { id: config.id, address, data: config.data, group, service, stop, follow, tasks })
     }
 
     /// Where it listens.
@@ -114,6 +117,36 @@ impl Server {
     /// Its group, for whoever runs it in their own process.
     pub fn group(&self) -> &Arc<MetaGroup> {
         &self.group
+    }
+
+    /// Waits until this server was removed from its cluster: it serves nothing any more, and is to be shut down.
+    pub async fn removed(&self) {
+        let mut removed = self.group.removed();
+        if removed.wait_for(|removed| *removed).await.is_err() {
+            // The group is there for as long as the server.
+            return std::future::pending().await;
+        }
+        tracing::error!(
+            id = self.id.0,
+            "this MetaServer was removed from its cluster (gofsctl meta remove) and stops. Its id is not used again: to have a \
+             MetaServer here, delete the data directory and add it with another id"
+        );
+    }
+
+    /// Waits until this server cannot go on, because its data could not be written or read: it serves nothing any more, and is
+    /// to be shut down and started again.
+    pub async fn failed(&self) {
+        let mut failed = self.group.failed();
+        match failed.wait_for(Option::is_some).await.map(|failed| failed.clone()) {
+            Ok(why) => tracing::error!(
+                id = self.id.0,
+                data = %self.data.display(),
+                error = why.unwrap_or_default(),
+                "this MetaServer cannot write or read its data and stops: see to its disk, and start it again"
+            ),
+            // The group is there for as long as the server.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Stops cleanly. Mounts notice that the server is gone and go on with the next one.

@@ -68,6 +68,7 @@ kinds! {
     24 session::RecallSlice => RecallSliceReply;
     25 session::Walk => WalkReply;
     26 session::ReserveChunks => ReserveChunksReply;
+    27 session::Members => MembersReply;
     64 chunk::Hello => Welcome;
     65 chunk::Write => WriteReply;
     66 chunk::Read => ReadReply;

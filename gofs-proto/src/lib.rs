@@ -13,8 +13,10 @@ pub mod frame;
 mod garbage_tests;
 pub mod kind;
 mod link;
+mod version;
 
 pub use link::{CallError, Link, LinkHandler, Replies};
+pub use version::Versions;
 
 /// Headers of the session stream's frames.
 #[allow(missing_docs, clippy::all, reason = "generated")]
@@ -43,8 +45,10 @@ pub const OLDEST_PROTOCOL_VERSION: u32 = 1;
 /// hexadecimal. No other refusal has it: every other may pass.
 pub const OTHER_CLUSTER_METADATA: &str = "gofs-other-cluster";
 
+/// What this build speaks.
+pub const SPOKEN: Versions = Versions { newest: PROTOCOL_VERSION, oldest: OLDEST_PROTOCOL_VERSION };
+
 /// The version both ends speak, or `None` where their ranges do not meet.
 pub fn negotiate(newest: u32, oldest: u32) -> Option<u32> {
-    let common = newest.min(PROTOCOL_VERSION);
-    (common >= oldest && common >= OLDEST_PROTOCOL_VERSION).then_some(common)
+    SPOKEN.common(Versions { newest, oldest })
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use gofs_proto::cluster::MemberStatusRequest;
 use gofs_proto::cluster::admin_client::AdminClient;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
@@ -34,13 +35,45 @@ impl Admin {
         Ok(Admin { addresses, leader: None })
     }
 
+    /// Where MetaServers were said to be.
+    pub fn addresses(&self) -> &[String] {
+        &self.addresses
+    }
+
     /// Makes one call at the leader, which is looked for until [`PATIENCE`] is over.
     pub async fn call<T, F>(&mut self, call: impl Fn(AdminClient<Channel>) -> F) -> anyhow::Result<T>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        let deadline = Instant::now() + PATIENCE;
-        let mut queue = self.addresses.clone();
+        self.call_at_leader(PATIENCE, call).await
+    }
+
+    /// The same, with the answer within that time.
+    pub async fn call_within<T, F>(
+        &mut self,
+        patience: Duration,
+        call: impl Fn(AdminClient<Channel>) -> F,
+    ) -> anyhow::Result<T>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        match tokio::time::timeout(patience, self.call_at_leader(patience, call)).await {
+            Ok(result) => result,
+            Err(_) => bail!("no MetaServer answered as leader within {patience:?}"),
+        }
+    }
+
+    async fn call_at_leader<T, F>(
+        &mut self,
+        patience: Duration,
+        call: impl Fn(AdminClient<Channel>) -> F,
+    ) -> anyhow::Result<T>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let deadline = Instant::now() + patience;
+        let mut known = self.addresses.clone();
+        let mut queue = known.clone();
         let mut last_failure = String::new();
         loop {
             let client = match self.leader.take() {
@@ -49,16 +82,17 @@ impl Admin {
                     if queue.is_empty() {
                         if Instant::now() > deadline {
                             bail!(
-                                "no MetaServer of {} answered as leader within {PATIENCE:?} ({last_failure}). \
-                                 Is gofs-meta running there? Name the MetaServers with --meta",
+                                "no MetaServer of {} answered as leader within {patience:?} ({last_failure}). \
+                                 Is gofs-meta running there? Name the MetaServers with --meta; gofsctl meta status shows what is \
+                                 missing",
                                 self.addresses.join(",")
                             );
                         }
                         tokio::time::sleep(PAUSE).await;
-                        queue.clone_from(&self.addresses);
+                        queue.clone_from(&known);
                     }
                     let address = queue.remove(0);
-                    match connect(&address).await {
+                    match connect(&address, &mut known).await {
                         Ok(client) => client,
                         Err(error) => {
                             last_failure = format!("{address}: {error:#}");
@@ -84,13 +118,19 @@ impl Admin {
                         tokio::time::sleep(PAUSE).await;
                     }
                 }
+                // Not now; nothing was changed.
+                Err(status) if status.code() == Code::Aborted && Instant::now() < deadline => {
+                    self.leader = Some(client);
+                    tokio::time::sleep(PAUSE).await;
+                }
                 Err(status) => bail!("{}", status.message()),
             }
         }
     }
 }
 
-async fn connect(address: &str) -> anyhow::Result<AdminClient<Channel>> {
+/// Connects to a MetaServer that answers, and learns where others are: those that were named may not be members any more.
+async fn connect(address: &str, known: &mut Vec<String>) -> anyhow::Result<AdminClient<Channel>> {
     let channel = Endpoint::from_shared(format!("http://{address}"))
         .context("not an address")?
         .connect_timeout(CONNECT_TIMEOUT)
@@ -98,5 +138,18 @@ async fn connect(address: &str) -> anyhow::Result<AdminClient<Channel>> {
         .connect()
         .await
         .context("cannot connect")?;
-    Ok(AdminClient::new(channel))
+    let mut client = AdminClient::new(channel);
+    match tokio::time::timeout(CONNECT_TIMEOUT, client.member_status(MemberStatusRequest {})).await {
+        Ok(Ok(status)) => {
+            for member in status.into_inner().members {
+                if !known.contains(&member.address) {
+                    known.push(member.address);
+                }
+            }
+        }
+        // An older one does not know the question; what else is wrong, the call itself will show.
+        Ok(Err(_)) => {}
+        Err(_) => bail!("no answer within {CONNECT_TIMEOUT:?}"),
+    }
+    Ok(client)
 }

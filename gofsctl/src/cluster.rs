@@ -1,18 +1,31 @@
-//! `gofsctl status`, `servers`, `sessions`, `fsck`: the cluster as a whole.
+//! `gofsctl status`, `servers`, `sessions`: the cluster as a whole.
+
+use std::time::Duration;
 
 use anyhow::bail;
 use gofs_proto::cluster::{
-    CheckRequest, ClusterStatusRequest, Disk, ListServersRequest, ListSessionsRequest,
+    ClusterStatusReply, ClusterStatusRequest, Disk, ListServersRequest, ListSessionsRequest,
 };
 use serde_json::{Value, json};
 
 use crate::admin::Admin;
+use crate::chunk;
+use crate::meta;
 use crate::output::Style;
 use crate::size;
 
+/// How long a leader is looked for before what is missing is shown instead.
+const STATUS_PATIENCE: Duration = Duration::from_secs(5);
+
 /// `gofsctl status`
 pub async fn status(admin: &mut Admin, style: Style) -> anyhow::Result<()> {
-    let s = admin.call(|mut c| async move { c.cluster_status(ClusterStatusRequest {}).await }).await?;
+    let asked = admin
+        .call_within(STATUS_PATIENCE, |mut c| async move { c.cluster_status(ClusterStatusRequest {}).await })
+        .await;
+    let s = match asked {
+        Ok(status) => status,
+        Err(error) => return meta::explain(admin, error, style).await,
+    };
     let cluster: String = s.cluster.iter().map(|b| format!("{b:02x}")).collect();
     let metas: Vec<String> = s
         .metas
@@ -42,14 +55,18 @@ pub async fn status(admin: &mut Admin, style: Style) -> anyhow::Result<()> {
                 s.committed_index, s.applied_index, s.snapshot_index
             ),
         ),
-        ("ChunkServers", format!("{} alive, {} dead", s.chunk_servers_alive, s.chunk_servers_dead)),
+        ("ChunkServers", chunk_servers(&s)),
         ("space", format!("{} free of {}", size::show(s.free_bytes), size::show(s.capacity_bytes))),
         ("chunks", s.chunks.to_string()),
         ("under-replicated", counted(s.chunks_under_replicated)),
         ("lost", counted(s.chunks_lost)),
         ("to be deleted", s.chunks_to_delete.to_string()),
         ("repairs running", s.repairs_running.to_string()),
+        ("to repair", to_do(s.repair_chunks, s.repair_bytes, s.repair_end_s)),
+        ("to move", to_do(s.move_chunks, s.move_bytes, s.move_end_s)),
+        ("copied", format!("{}/s over the last minute", size::show(s.copied_bytes_s as u64))),
         ("corrupt replicas", s.corrupt_replicas.to_string()),
+        ("doubtful replicas", s.doubtful_replicas.to_string()),
         (
             "sessions",
             format!(
@@ -71,6 +88,10 @@ pub async fn status(admin: &mut Admin, style: Style) -> anyhow::Result<()> {
         "capacity_bytes": s.capacity_bytes, "free_bytes": s.free_bytes, "chunks": s.chunks,
         "chunks_under_replicated": s.chunks_under_replicated, "chunks_lost": s.chunks_lost,
         "chunks_to_delete": s.chunks_to_delete, "repairs_running": s.repairs_running, "sessions": s.sessions,
+        "repair_chunks": s.repair_chunks, "repair_bytes": s.repair_bytes, "repair_end_s": s.repair_end_s,
+        "move_chunks": s.move_chunks, "move_bytes": s.move_bytes, "move_end_s": s.move_end_s,
+        "copied_bytes_s": s.copied_bytes_s, "doubtful_replicas": s.doubtful_replicas,
+        "chunk_servers_draining": s.chunk_servers_draining, "disks_failed": s.disks_failed,
         "in_grace": s.in_grace, "corrupt_replicas": s.corrupt_replicas, "chunks_known": s.chunks_known,
     });
     style.print_fields(&fields, &json)?;
@@ -82,6 +103,24 @@ pub async fn status(admin: &mut Admin, style: Style) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+fn chunk_servers(s: &ClusterStatusReply) -> String {
+    let mut text = format!("{} alive, {} dead", s.chunk_servers_alive, s.chunk_servers_dead);
+    if s.chunk_servers_draining > 0 {
+        text += &format!(", {} of them draining", s.chunk_servers_draining);
+    }
+    if s.disks_failed > 0 {
+        text += &format!(", {} disks failed (gofsctl servers shows which)", s.disks_failed);
+    }
+    text
+}
+
+fn to_do(chunks: u64, bytes: u64, end_s: u64) -> String {
+    match chunks {
+        0 => "nothing".to_owned(),
+        _ => format!("{chunks} chunks, {}; ends in: {}", size::show(bytes), chunk::end(chunks, end_s)),
+    }
 }
 
 /// `gofsctl servers`
@@ -175,25 +214,4 @@ pub async fn sessions(admin: &mut Admin, namespace: String, style: Style) -> any
         "lost changes / files / bytes",
     ];
     style.print(&headings, &rows, &Value::Array(json))
-}
-
-/// `gofsctl fsck`
-pub async fn fsck(admin: &mut Admin, style: Style) -> anyhow::Result<()> {
-    let r = admin.call(|mut c| async move { c.check(CheckRequest {}).await }).await?;
-    let mut fields = vec![
-        ("inodes", r.inodes.to_string()),
-        ("entries", r.entries.to_string()),
-        ("chunks", r.chunks.to_string()),
-        ("open but unlinked", r.orphans.to_string()),
-        ("problems", r.problems.len().to_string()),
-    ];
-    fields.extend(r.problems.iter().map(|p| ("problem", p.clone())));
-    let json = json!({
-        "inodes": r.inodes, "entries": r.entries, "chunks": r.chunks, "orphans": r.orphans, "problems": r.problems,
-    });
-    style.print_fields(&fields, &json)?;
-    if !r.problems.is_empty() {
-        bail!("{} problems found", r.problems.len());
-    }
-    Ok(())
 }

@@ -3,13 +3,18 @@
 #![deny(unsafe_code)]
 
 mod admin;
+mod backup;
 mod bench;
+mod chunk;
 mod cluster;
 mod dev;
+mod fsck;
+mod meta;
 mod namespace;
 mod output;
 mod profile;
 mod size;
+mod survey;
 #[allow(unsafe_code, reason = "the system calls are here, and nowhere else")]
 mod sys;
 mod why;
@@ -51,6 +56,9 @@ struct Cli {
 enum Command {
     /// Start a whole cluster in this process and mount it; Ctrl-C stops it, its state stays.
     Dev(dev::DevArgs),
+    /// MetaServers: status, add, remove, transfer.
+    #[command(subcommand)]
+    Meta(meta::MetaCommand),
     /// Namespaces: create, list, show, set, delete.
     #[command(subcommand)]
     Ns(namespace::NamespaceCommand),
@@ -62,6 +70,9 @@ enum Command {
     /// The ChunkServers with their disks.
     #[command(after_help = "Example:\n  gofsctl servers")]
     Servers,
+    /// ChunkServers: list, drain, undrain, remove.
+    #[command(subcommand)]
+    Chunk(chunk::ChunkCommand),
     /// The mounts: one session each.
     #[command(after_help = "Example:\n  gofsctl sessions --namespace photos")]
     Sessions {
@@ -71,9 +82,12 @@ enum Command {
     },
     /// Why a path, a chunk or a ChunkServer is as it is: inode, chunks, replicas and their state, leases.
     Why(why::WhyArgs),
-    /// Check the state for consistency with itself and with what the ChunkServers report.
-    #[command(after_help = "Exit status 1 when a problem is found.\n\nExample:\n  gofsctl fsck")]
-    Fsck,
+    /// Check the state for consistency with itself and with what the ChunkServers report, and repair it.
+    Fsck(fsck::FsckArgs),
+    /// Write an image of the whole state to a file, while everything goes on; or verify one.
+    Backup(backup::BackupArgs),
+    /// Make a MetaServer's data directory from a backup.
+    Restore(backup::RestoreArgs),
     /// What a mount does: operations per second and their latencies, what waits for servers, what is unflushed.
     Profile(profile::ProfileArgs),
     /// How fast a mount, or any directory, is: large files, small files, metadata, fsync.
@@ -97,13 +111,17 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         match cli.command {
             Command::Dev(args) => dev::run(args).await,
             Command::Profile(args) => profile::run(args, style).await,
+            Command::Backup(args) => backup::run(&cli.meta, args, style).await,
+            Command::Restore(args) => backup::restore_data(args, style),
             Command::Bench(args) => bench::run(args, style).await,
+            Command::Meta(command) => meta::run(&mut admin()?, command, style).await,
             Command::Ns(command) => namespace::run(&mut admin()?, command, style).await,
             Command::Status => cluster::status(&mut admin()?, style).await,
             Command::Servers => cluster::servers(&mut admin()?, style).await,
+            Command::Chunk(command) => chunk::run(&mut admin()?, command, style).await,
             Command::Sessions { namespace } => cluster::sessions(&mut admin()?, namespace, style).await,
             Command::Why(args) => why::run(&mut admin()?, args, style).await,
-            Command::Fsck => cluster::fsck(&mut admin()?, style).await,
+            Command::Fsck(args) => fsck::run(&mut admin()?, args, style).await,
         }
     })
 }

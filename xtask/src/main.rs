@@ -6,6 +6,8 @@
 mod command;
 mod growth;
 mod programs;
+mod semantics;
+mod sim;
 mod steps;
 mod tools;
 
@@ -26,6 +28,11 @@ Chores of the gofs workspace.
     cargo xtask test --only tests -- FILTER...
                                      tests with further arguments for cargo nextest run
     cargo xtask fix                  formats, and applies clippy's suggestions
+    cargo xtask chaos [OPTIONS]      breaks a cluster of real processes for some minutes and checks that nothing
+                                     acknowledged is lost (root; `cargo xtask chaos --help` tells the options)
+    cargo xtask sim --seeds 0..1000  simulates clusters in trouble, one from each seed (docs/SIMULATION.md)
+    cargo xtask sim --seed N --log info
+                                     repeats one run exactly, and shows what the servers say
     cargo xtask growth DIR           makes 1,000,000 files in DIR, on a mount, and prints what operations cost
                                      and how much memory gofs takes meanwhile
 
@@ -52,7 +59,9 @@ fn run(args: Vec<String>) -> Result<()> {
         ["test", "--only", step] => test(Some(step), &[]),
         ["test", "--only", "tests", "--", further @ ..] => test(Some("tests"), further),
         ["fix"] => fix(),
+        ["sim", further @ ..] => sim::run(further),
         ["growth", directory] => growth::run(directory.as_ref()),
+        ["chaos", options @ ..] => chaos(options),
         [] | ["help" | "--help" | "-h"] | ["test" | "fix", "--help" | "-h"] => {
             println!("{HELP}");
             for step in STEPS {
@@ -101,6 +110,13 @@ fn report(times: &[(&str, f64, bool)]) {
     for (name, seconds, passed) in times {
         eprintln!("{name:<10} {seconds:>8.1} s  {}", if *passed { "ok" } else { "FAILED" });
     }
+}
+
+/// Builds the programs, and has the driver break them.
+fn chaos(options: &[&str]) -> Result<()> {
+    steps::build()?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    Command::new(target.join("debug/gofs-chaos")).args(options).run()
 }
 
 fn fix() -> Result<()> {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::command::{Command, find};
 
 /// Programs that the tests on real mounts use, and the Debian package of each.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("fusermount3", "fuse3"),
     ("getfattr", "attr"),
     ("setfacl", "acl"),
@@ -15,6 +15,10 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("sqlite3", "sqlite3"),
     ("git", "git"),
     ("sha256sum", "coreutils"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("unshare", "util-linux"),
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
 ];
 
 /// Installs what is missing, which only root can.

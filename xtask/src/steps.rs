@@ -4,6 +4,7 @@ use anyhow::Result;
 
 use crate::command::Command;
 use crate::programs;
+use crate::semantics;
 use crate::tools::{FSX, MACHETE, NEXTEST, PJDFSTEST};
 
 /// One thing that must pass.
@@ -19,6 +20,7 @@ pub struct Step {
 /// In order.
 pub const STEPS: &[Step] = &[
     Step { name: "fmt", what: "the code is formatted", run: |_| fmt() },
+    Step { name: "semantics", what: "every promise names a test that exists", run: |_| semantics::check() },
     Step { name: "clippy", what: "no warning in any target", run: |_| clippy() },
     Step { name: "unused", what: "every dependency is used", run: |_| unused() },
     Step { name: "build", what: "the programs that the tests start", run: |_| build() },
@@ -40,8 +42,9 @@ fn unused() -> Result<()> {
     Command::new(MACHETE.installed()?).args(["--with-metadata"]).run()
 }
 
-fn build() -> Result<()> {
-    Command::cargo().args(["build", "--workspace", "--bins"]).run()
+/// All programs, and the library that the driver of faults has them load.
+pub fn build() -> Result<()> {
+    Command::cargo().args(["build", "--workspace"]).run()
 }
 
 fn system() -> Result<()> {

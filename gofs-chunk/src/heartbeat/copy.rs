@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use gofs_proto::chunk::{Extents, Read, Stat};
@@ -13,6 +13,7 @@ use gofs_proto::cluster::CopyChunk;
 use gofs_proto::kind::{self, Request};
 use gofs_proto::{CallError, Link};
 use gofs_tree::{ChunkId, ChunkVersion};
+use parking_lot::Mutex;
 
 use crate::service::{Service, blocking};
 use crate::store::{Ack, BLOCK_LEN, BLOCKS_MAX, BlockRange, StoreError, WriteMode};
@@ -24,8 +25,28 @@ const READS_AHEAD: usize = 4;
 /// How long the source may take for one answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Keeps what copies read, all of them together, to the bytes a second that the MetaServer allows.
+#[derive(Default)]
+pub struct Pace {
+    /// When what was read so far is paid for.
+    paid: Mutex<Option<Instant>>,
+}
+
+impl Pace {
+    /// How long to wait before the next `bytes` are asked for, which are taken for asked for then; `bytes_s` 0: not at all.
+    fn next(&self, bytes: usize, bytes_s: u64, now: Instant) -> Duration {
+        if bytes_s == 0 {
+            return Duration::ZERO;
+        }
+        let mut paid = self.paid.lock();
+        let from = paid.map_or(now, |paid| paid.max(now));
+        *paid = Some(from + Duration::from_secs_f64(bytes as f64 / bytes_s as f64));
+        from - now
+    }
+}
+
 /// Carries out the instruction: any of the sources will do.
-pub async fn copy(service: &Arc<Service>, order: &CopyChunk) -> Result<(), String> {
+pub async fn copy(service: &Arc<Service>, pace: &Pace, order: &CopyChunk) -> Result<(), String> {
     let (chunk, version) = (ChunkId(order.chunk), ChunkVersion(order.version));
     // Another would remove what this one has staged.
     let Some(_only) = service.copying.begin(chunk) else {
@@ -39,10 +60,14 @@ pub async fn copy(service: &Arc<Service>, order: &CopyChunk) -> Result<(), Strin
     let mut whys = Vec::new();
     for address in &order.from {
         let mut staged = Staged { service, chunk, published: false };
-        match copy_from(service, chunk, version, address).await {
+        match copy_from(service, chunk, version, address, |bytes| {
+            pace.next(bytes, order.bytes_s, Instant::now())
+        })
+        .await
+        {
             Ok(()) => {
                 staged.published = true;
-                tracing::info!(%chunk, %version, from = address, "chunk copied");
+                tracing::debug!(%chunk, %version, from = address, "chunk copied");
                 return Ok(());
             }
             Err(why) => whys.push(format!("{address}: {why}")),
@@ -89,6 +114,7 @@ async fn copy_from(
     chunk: ChunkId,
     version: ChunkVersion,
     address: &str,
+    wait_for: impl Fn(usize) -> Duration,
 ) -> Result<(), String> {
     let link = service.peers.link(address, None, service.cluster()).await?;
     check_version(&link, chunk, version).await?;
@@ -115,6 +141,10 @@ async fn copy_from(
         while reads.len() < READS_AHEAD
             && let Some(piece) = pieces.pop_front()
         {
+            let wait = wait_for(piece.bytes());
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
             let offset = piece.first * BLOCK_LEN as u32;
             let read = Read { chunk: chunk.0, version: version.0, offset, len: piece.bytes() as u32 };
             // Sent now; the answers are taken one after the other.
@@ -148,5 +178,24 @@ async fn within<T>(call: impl Future<Output = Result<T, CallError>>, kind: u16) 
         Ok(Err(CallError::Refused(failure))) => Err(failure.text),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("no answer to {} within {ANSWER_TIMEOUT:?}", kind::name(kind))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_together_keep_to_their_pace_and_idle_time_is_not_saved_up() {
+        let pace = Pace::default();
+        let now = Instant::now();
+        let mib = 1 << 20;
+        assert_eq!(pace.next(mib, 0, now), Duration::ZERO);
+        assert_eq!(pace.next(mib, mib as u64, now), Duration::ZERO);
+        assert_eq!(pace.next(mib, 2 * mib as u64, now), Duration::from_secs(1));
+        assert_eq!(pace.next(mib, mib as u64, now), Duration::from_millis(1500));
+        let later = now + Duration::from_secs(60);
+        assert_eq!(pace.next(mib, mib as u64, later), Duration::ZERO);
+        assert_eq!(pace.next(mib, mib as u64, later), Duration::from_secs(1));
     }
 }

@@ -7,11 +7,12 @@ use gofs_tree::{ChunkId, ChunkVersion, SessionId};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use super::copy::copy;
+use super::copy::{Pace, copy};
 use crate::service::{Service, blocking};
 
-/// Copies at once: each fills a network link well.
-const COPIES_MAX: usize = 2;
+/// Copies at once. Those of small chunks wait for round trips and for the disk; the MetaServer orders few large ones, and
+/// says how fast all of them together may be.
+const COPIES_MAX: usize = 32;
 /// Other instructions at once.
 const OTHERS_MAX: usize = 8;
 
@@ -20,6 +21,7 @@ pub struct Worker {
     service: Arc<Service>,
     reports: mpsc::Sender<Report>,
     copies: Arc<Semaphore>,
+    pace: Arc<Pace>,
     others: Arc<Semaphore>,
     tasks: parking_lot::Mutex<JoinSet<()>>,
 }
@@ -31,6 +33,7 @@ impl Worker {
             service,
             reports,
             copies: Arc::new(Semaphore::new(COPIES_MAX)),
+            pace: Arc::new(Pace::default()),
             others: Arc::new(Semaphore::new(OTHERS_MAX)),
             tasks: parking_lot::Mutex::new(JoinSet::new()),
         }
@@ -38,7 +41,7 @@ impl Worker {
 
     /// Begins to carry out an instruction.
     pub fn start(&self, id: u64, body: instruction::Body) {
-        let (service, reports) = (self.service.clone(), self.reports.clone());
+        let (service, reports, pace) = (self.service.clone(), self.reports.clone(), self.pace.clone());
         let bound = match &body {
             instruction::Body::Copy(_) => Some(self.copies.clone()),
             // Clients wait for these, and they take no time.
@@ -50,7 +53,7 @@ impl Worker {
                 Some(bound) => bound.acquire_owned().await.ok(),
                 None => None,
             };
-            let result = carry_out(&service, body).await;
+            let result = carry_out(&service, &pace, body).await;
             if let Err(error) = &result {
                 tracing::warn!(instruction = id, error, "instruction not carried out");
             }
@@ -77,12 +80,14 @@ async fn done(reports: &mpsc::Sender<Report>, id: u64, result: Result<(), String
     let _ = reports.send(Report { body: Some(report::Body::Done(done)) }).await;
 }
 
-async fn carry_out(service: &Arc<Service>, body: instruction::Body) -> Result<(), String> {
+async fn carry_out(service: &Arc<Service>, pace: &Pace, body: instruction::Body) -> Result<(), String> {
     let store = &service.store;
     let text = |error: &dyn std::fmt::Display| error.to_string();
     match body {
         instruction::Body::Accepted(_) => Err("accepted twice".to_owned()),
-        instruction::Body::Copy(order) => copy(service, &order).await,
+        // Taken by whoever reads the stream.
+        instruction::Body::Heard(_) | instruction::Body::Members(_) => Ok(()),
+        instruction::Body::Copy(order) => copy(service, pace, &order).await,
         instruction::Body::Delete(order) => {
             let version = Some(ChunkVersion(order.version));
             blocking(|| store.delete(ChunkId(order.chunk), version)).map_err(|error| text(&error))
@@ -95,7 +100,7 @@ async fn carry_out(service: &Arc<Service>, body: instruction::Body) -> Result<()
             blocking(|| store.verify(ChunkId(order.chunk))).map_err(|error| text(&error))
         }
         instruction::Body::Fence(order) => {
-            blocking(|| service.fences.add([SessionId(order.session)]));
+            blocking(|| service.fences.add(SessionId(order.session)));
             Ok(())
         }
     }

@@ -9,7 +9,7 @@ mod instructions;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gofs_proto::cluster::heartbeat_client::HeartbeatClient;
 use gofs_proto::cluster::{
@@ -22,7 +22,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 
-use crate::service::{Service, blocking};
+use crate::clock::BootTime;
+use crate::service::{Service, Sessions, blocking};
 use crate::store::identity::{ClusterId, hex};
 use crate::store::{ChunkInfo, Taken};
 use instructions::Worker;
@@ -35,12 +36,17 @@ const KEEP_ALIVE: Duration = Duration::from_secs(3);
 /// Pauses after all MetaServers were asked in vain.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(3);
+/// While an election is likely to be under way, no longer than this: mounts wait for this server to be known again.
+const ELECTION: Duration = Duration::from_secs(5);
+const ELECTION_PAUSE: Duration = Duration::from_millis(200);
 /// Chunks in one message of a report.
 const REPORT_CHUNKS: usize = 4096;
 /// Reports and answers not yet sent; who has more waits.
 const REPORTS_QUEUED: usize = 64;
 /// Changes are gathered for so long, so that a burst is one message.
 const GATHER: Duration = Duration::from_millis(20);
+/// Statuses whose answers are waited for; older ones say nothing new.
+const UNHEARD_MAX: usize = 64;
 /// Bounds of the interval that a MetaServer may ask for.
 const INTERVAL_MIN: Duration = Duration::from_millis(50);
 const INTERVAL_MAX: Duration = Duration::from_secs(60);
@@ -65,25 +71,55 @@ enum Ended {
     WrongCluster(String),
 }
 
+/// Where MetaServers are looked for.
+struct Metas {
+    configured: Vec<String>,
+    /// Where they are as the last leader said. Those of the configuration may all be gone by now.
+    members: Vec<String>,
+}
+
+impl Metas {
+    fn are_at(&mut self, members: Vec<String>) {
+        // One of an older version says nothing.
+        if !members.is_empty() {
+            self.members = members;
+        }
+    }
+
+    fn all(&self) -> VecDeque<String> {
+        let mut all = VecDeque::new();
+        for address in self.members.iter().chain(&self.configured) {
+            if !all.contains(address) {
+                all.push_back(address.clone());
+            }
+        }
+        all
+    }
+}
+
 /// Runs until it is dropped, or until a MetaServer says that this server belongs to another cluster: returns what it says.
 pub async fn run(service: Arc<Service>, metas: Vec<String>, announcement: Announcement) -> String {
-    let mut next: VecDeque<String> = metas.iter().cloned().collect();
+    let mut metas = Metas { configured: metas, members: Vec::new() };
+    let mut next = metas.all();
     let mut pause = PAUSE_MIN;
     let mut told = String::new();
+    // When the last stream ended.
+    let mut lost = Instant::now();
     let mut hints = 0;
     loop {
         let Some(address) = next.pop_front() else {
             let jitter = rand::rng().random_range(0.5..1.0);
             tokio::time::sleep(pause.mul_f64(jitter)).await;
-            pause = (pause * 2).min(PAUSE_MAX);
-            next.extend(metas.iter().cloned());
+            let longest = if lost.elapsed() < ELECTION { ELECTION_PAUSE } else { PAUSE_MAX };
+            pause = (pause * 2).min(longest);
+            next = metas.all();
             hints = 0;
             continue;
         };
         let mut accepted = false;
-        match stream(&service, &address, &announcement, &mut accepted).await {
+        match stream(&service, &address, &announcement, &mut metas, &mut accepted).await {
             // Servers that name each other in a circle are left for a while.
-            Ended::Elsewhere(leader) if hints <= metas.len() => {
+            Ended::Elsewhere(leader) if hints <= metas.all().len() => {
                 hints += 1;
                 next.push_front(leader);
             }
@@ -100,6 +136,7 @@ pub async fn run(service: Arc<Service>, metas: Vec<String>, announcement: Announ
         }
         if accepted {
             pause = PAUSE_MIN;
+            lost = Instant::now();
             hints = 0;
             told.clear();
         }
@@ -111,9 +148,10 @@ async fn stream(
     service: &Arc<Service>,
     address: &str,
     announcement: &Announcement,
+    metas: &mut Metas,
     accepted: &mut bool,
 ) -> Ended {
-    match try_stream(service, address, announcement, accepted).await {
+    match try_stream(service, address, announcement, metas, accepted).await {
         Ok(never) => match never {},
         Err(ended) => ended,
     }
@@ -123,6 +161,7 @@ async fn try_stream(
     service: &Arc<Service>,
     address: &str,
     announcement: &Announcement,
+    metas: &mut Metas,
     accepted: &mut bool,
 ) -> Result<std::convert::Infallible, Ended> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
@@ -134,6 +173,7 @@ async fn try_stream(
         .keep_alive_while_idle(true);
     let channel = endpoint.connect().await.map_err(|error| Ended::Failed(chain_of(&error)))?;
     let (reports, queued) = mpsc::channel(REPORTS_QUEUED);
+    let asked = BootTime::now();
     send(&reports, report::Body::Register(register(service, announcement))).await?;
     let beat = HeartbeatClient::new(channel);
     let call = async move {
@@ -149,22 +189,25 @@ async fn try_stream(
     let Some(instruction::Body::Accepted(terms)) = first.and_then(|first| first.body) else {
         return Err(Ended::Failed("answered the registration with something else".to_owned()));
     };
-    let interval = accept(service, &terms)?;
+    let interval = accept(service, &terms, asked)?;
     *accepted = true;
+    metas.are_at(terms.metas.clone());
     tracing::info!(meta = address, cluster = hex(&terms.cluster), "registered");
 
     // What changed before the full report is in it.
     service.store.changes().take();
     full_report(service, &reports).await?;
     let worker = Worker::new(service.clone(), reports.clone());
+    let mut unheard = Unheard::default();
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = ticks.tick() => {
                 // After the changes that it counts: who sees damage counted knows where it is.
-                let status = status(service);
+                let mut status = status(service);
                 report_changes(service, &reports).await?;
+                status.number = unheard.sending(BootTime::now());
                 send(&reports, report::Body::Status(status)).await?;
             }
             () = service.store.changes().changed() => {
@@ -172,6 +215,14 @@ async fn try_stream(
                 report_changes(service, &reports).await?;
             }
             message = instructions.message() => match message.map_err(refused)? {
+                Some(Instruction { body: Some(instruction::Body::Heard(heard)), .. }) => {
+                    if let Some(asked) = unheard.heard(heard.number) {
+                        service.fences.heard(asked);
+                    }
+                }
+                Some(Instruction { body: Some(instruction::Body::Members(members)), .. }) => {
+                    metas.are_at(members.addresses);
+                }
                 Some(Instruction { id, body: Some(body) }) => worker.start(id, body),
                 // A kind of instruction that a newer MetaServer sends.
                 Some(Instruction { id, body: None }) => {
@@ -180,6 +231,31 @@ async fn try_stream(
                 None => return Err(Ended::Failed("ended the stream".to_owned())),
             },
         }
+    }
+}
+
+/// When each Status was sent of which it is not known that it was heard.
+#[derive(Default)]
+struct Unheard {
+    last: u64,
+    sent: VecDeque<(u64, BootTime)>,
+}
+
+impl Unheard {
+    /// The number of the Status that is sent now.
+    fn sending(&mut self, now: BootTime) -> u64 {
+        self.last += 1;
+        if self.sent.len() >= UNHEARD_MAX {
+            self.sent.pop_front();
+        }
+        self.sent.push_back((self.last, now));
+        self.last
+    }
+
+    /// When the one that was heard was sent; those before it do not matter any more.
+    fn heard(&mut self, number: u64) -> Option<BootTime> {
+        let place = self.sent.iter().position(|(sent, _)| *sent == number)?;
+        self.sent.drain(..=place).next_back().map(|(_, at)| at)
     }
 }
 
@@ -219,8 +295,8 @@ fn register(service: &Service, announcement: &Announcement) -> Register {
     }
 }
 
-/// Takes over what the MetaServer decided; how often it wants to hear.
-fn accept(service: &Service, terms: &cluster::Accepted) -> Result<Duration, Ended> {
+/// Takes over what the MetaServer decided about the registration that was sent at `asked`; how often it wants to hear.
+fn accept(service: &Service, terms: &cluster::Accepted, asked: BootTime) -> Result<Duration, Ended> {
     if !(OLDEST_PROTOCOL_VERSION..=PROTOCOL_VERSION).contains(&terms.version) {
         return Err(Ended::Failed(format!(
             "chose protocol version {}, which this server does not speak",
@@ -240,7 +316,14 @@ fn accept(service: &Service, terms: &cluster::Accepted) -> Result<Duration, Ende
             blocking(|| service.store.adopt(cluster)).map_err(|error| Ended::Failed(error.to_string()))?
         }
     }
-    service.fences.add(terms.fenced_sessions.iter().copied().map(SessionId));
+    let ids = |ids: &[u64]| ids.iter().copied().map(SessionId).collect();
+    let sessions = Sessions {
+        floor: SessionId(terms.session_floor),
+        live: ids(&terms.live_sessions),
+        fenced: ids(&terms.fenced_sessions),
+    };
+    let length = (terms.write_lease_ms > 0).then(|| Duration::from_millis(terms.write_lease_ms.into()));
+    blocking(|| service.fences.replace(sessions, asked, length));
     Ok(Duration::from_millis(terms.heartbeat_ms.into()).clamp(INTERVAL_MIN, INTERVAL_MAX))
 }
 
@@ -304,6 +387,7 @@ fn status(service: &Service) -> cluster::Status {
         corrupt_blocks_total: service.store.corrupt_blocks(),
         load: load(),
         cpu_latency: service.wakeful.state().to_string(),
+        number: 0,
     }
 }
 
@@ -318,6 +402,21 @@ mod tests {
     use tonic::Status;
 
     use super::*;
+
+    #[test]
+    fn what_was_heard_counts_from_when_it_was_sent_and_once() {
+        let (mut unheard, began) = (Unheard::default(), BootTime::now());
+        let at = |ms| began.after(Duration::from_millis(ms));
+        let numbers: Vec<u64> = (0..4).map(|ms| unheard.sending(at(ms))).collect();
+        assert_eq!(unheard.heard(numbers[1]), Some(at(1)));
+        assert_eq!(unheard.heard(numbers[0]), None, "an earlier one");
+        assert_eq!(unheard.heard(numbers[3] + 1), None, "it was never sent");
+        assert_eq!(unheard.heard(numbers[3]), Some(at(3)));
+        for ms in 0..1000 {
+            unheard.sending(at(ms));
+        }
+        assert_eq!(unheard.sent.len(), UNHEARD_MAX);
+    }
 
     #[test]
     fn only_a_metaserver_of_another_cluster_stops_this_server() {

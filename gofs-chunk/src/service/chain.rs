@@ -10,6 +10,7 @@ use bytes::Bytes;
 use gofs_proto::CallError;
 use gofs_proto::chunk::{Failed, Hop, ItemDone, Punch, PunchReply, Write, WriteReply};
 use gofs_proto::kind::Request;
+use gofs_proto::session::Failure;
 use gofs_proto::session::failure::Code;
 use gofs_tree::{ChunkServerId, FsError};
 
@@ -36,6 +37,8 @@ pub struct Downstream {
     pub done: Vec<ItemDone>,
     /// Those that do not hold them.
     pub failed: Vec<Failed>,
+    /// One of them cannot take the write yet: it is to be sent again.
+    pub busy: Option<Failure>,
 }
 
 impl Chained for Write {
@@ -48,7 +51,7 @@ impl Chained for Write {
     }
 
     fn outcome(reply: WriteReply) -> Downstream {
-        Downstream { done: reply.done, failed: reply.failed }
+        Downstream { done: reply.done, failed: reply.failed, busy: None }
     }
 }
 
@@ -62,7 +65,7 @@ impl Chained for Punch {
     }
 
     fn outcome(reply: PunchReply) -> Downstream {
-        Downstream { done: vec![ItemDone { blocks_4k: reply.blocks_4k }], failed: reply.failed }
+        Downstream { done: vec![ItemDone { blocks_4k: reply.blocks_4k }], failed: reply.failed, busy: None }
     }
 }
 
@@ -126,7 +129,7 @@ impl<R: Chained> Passing<R> {
     pub async fn finish(mut self, service: &Service, mut before: Before) -> Downstream {
         loop {
             let Some((link, answer)) = self.sent.take() else {
-                return Downstream { done: Vec::new(), failed: self.failed };
+                return Downstream { failed: self.failed, ..Downstream::default() };
             };
             let hop = self.request.chain()[self.next - 1].clone();
             let left = self.request.chain().len() - self.next;
@@ -135,7 +138,10 @@ impl<R: Chained> Passing<R> {
                 Ok(Ok((reply, _))) => {
                     let mut downstream = R::outcome(reply);
                     self.failed.append(&mut downstream.failed);
-                    return Downstream { done: downstream.done, failed: self.failed };
+                    return Downstream { failed: self.failed, ..downstream };
+                }
+                Ok(Err(CallError::Refused(refusal))) if refusal.code() == Code::Retry => {
+                    return Downstream { busy: Some(refusal), ..Downstream::default() };
                 }
                 Ok(Err(CallError::Refused(refusal))) => {
                     // Refused before it was passed on.

@@ -10,7 +10,7 @@ use crate::store::StoreError;
 pub fn failure(error: &StoreError) -> Failure {
     let code = match error {
         StoreError::NoChunk { .. } => Code::NoChunk,
-        StoreError::Stale { .. } => Code::StaleChunk,
+        StoreError::Stale { .. } | StoreError::Doubtful { .. } => Code::StaleChunk,
         StoreError::Corrupt { .. } => Code::Corrupt,
         StoreError::Invalid(_) => Code::BadRequest,
         StoreError::NoSpace { .. } => return fs(FsError::NoSpace, error),

@@ -2,8 +2,8 @@
 //!
 //! Each request is a task of its own; the store is called on that task. Only small reads that arrive together are
 //! worked on together: what memory has is answered by the reader of the connection, the rest by one task. Writes and punches of one connection to one
-//! chunk take effect in the order in which they came, here and on the servers behind. Payloads are verified before they
-//! are stored or passed on.
+//! chunk take effect in the order in which they came, here and on the servers behind; a writer's next connection begins when
+//! nothing of the one before is under way. Payloads are verified before they are stored or passed on.
 
 mod chain;
 mod failure;
@@ -12,9 +12,10 @@ mod order;
 mod peers;
 mod reads;
 mod requests;
+mod writers;
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
@@ -30,10 +31,11 @@ use parking_lot::Mutex;
 
 use crate::store::Store;
 use failure::bad_request;
-pub use fences::Fences;
+pub use fences::{Fences, Sessions};
 use order::Order;
 pub use peers::Peers;
 use reads::{SMALL_READ_BYTES, SmallRead};
+use writers::{Load, NAME_BYTES_MAX, Writers};
 
 /// Requests of one connection that are worked on at once; more are refused with RETRY.
 const IN_FLIGHT_MAX: usize = 4096;
@@ -48,6 +50,8 @@ pub struct Service {
     pub fences: Fences,
     /// Connections to other servers.
     pub peers: Peers,
+    /// Whose connections these are.
+    writers: Writers,
     /// Chunks that are being copied to here.
     pub copying: Copying,
     /// Keeps processors awake while requests flow. Heartbeats and upkeep do not count.
@@ -59,10 +63,12 @@ pub struct Service {
 impl Service {
     /// Serves a store.
     pub fn new(store: Arc<Store>, wakeful: Wakeful) -> Arc<Service> {
+        let peers = Peers::new(store.server());
         Arc::new(Service {
             store,
             fences: Fences::default(),
-            peers: Peers::default(),
+            peers,
+            writers: Writers::default(),
             copying: Copying::default(),
             wakeful,
             in_flight: AtomicU32::new(0),
@@ -114,6 +120,9 @@ impl Service {
                 "this ChunkServer is waiting for a MetaServer to adopt it",
             ));
         }
+        if hello.writer.len() > NAME_BYTES_MAX {
+            return Err(bad_request(format!("the name of a writer has more than {NAME_BYTES_MAX} bytes")));
+        }
         if !hello.cluster.is_empty() && hello.cluster != own {
             return Err(Failure::new(Code::WrongCluster, "this ChunkServer belongs to another cluster"));
         }
@@ -149,18 +158,11 @@ impl Drop for OnlyCopy<'_> {
 /// One connection.
 pub struct Connection {
     service: Arc<Service>,
-    greeted: AtomicBool,
+    greeted: Arc<AtomicBool>,
     order: Arc<Order>,
     load: Arc<Load>,
     /// Small reads that have arrived and were not looked at yet.
     reads: Mutex<Vec<SmallRead>>,
-}
-
-/// What one connection has under way.
-#[derive(Default)]
-struct Load {
-    requests: AtomicUsize,
-    bytes: AtomicUsize,
 }
 
 /// Counts a request for as long as it lives.
@@ -172,8 +174,7 @@ struct Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.load.requests.fetch_sub(1, Ordering::Relaxed);
-        self.load.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.load.end(self.bytes);
         self.service.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.service.wakeful.touch();
     }
@@ -184,7 +185,7 @@ impl Connection {
     pub fn new(service: Arc<Service>) -> Arc<Connection> {
         Arc::new(Connection {
             service,
-            greeted: AtomicBool::new(false),
+            greeted: Arc::default(),
             order: Arc::default(),
             load: Arc::default(),
             reads: Mutex::default(),
@@ -192,8 +193,7 @@ impl Connection {
     }
 
     fn count(&self, bytes: usize) -> Result<Counted, Failure> {
-        let requests = self.load.requests.fetch_add(1, Ordering::Relaxed);
-        let before = self.load.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let (requests, before) = self.load.begin(bytes);
         self.service.in_flight.fetch_add(1, Ordering::Relaxed);
         self.service.wakeful.touch();
         let counted = Counted { service: self.service.clone(), load: self.load.clone(), bytes };
@@ -204,19 +204,34 @@ impl Connection {
     }
 
     fn greet(&self, link: &Arc<Link>, frame: Frame) {
-        let result = decode::<Hello>(&frame).and_then(|hello| self.service.welcome(&hello));
-        match result {
-            Ok(welcome) => {
-                self.greeted.store(true, Ordering::Relaxed);
-                link.reply::<Hello>(frame.id, &welcome, Vec::new());
+        let result = decode::<Hello>(&frame).and_then(|hello| {
+            let welcome = self.service.welcome(&hello)?;
+            Ok((hello, welcome, self.count(0)?))
+        });
+        let (hello, welcome, counted) = match result {
+            Ok(greeted) => greeted,
+            Err(failure) => return link.refuse(frame.id, &failure),
+        };
+        let (service, load, greeted) = (self.service.clone(), self.load.clone(), self.greeted.clone());
+        let link = link.clone();
+        tokio::spawn(async move {
+            if !hello.writer.is_empty() {
+                service.writers.greet(hello.writer, &load).await;
             }
-            Err(failure) => link.refuse(frame.id, &failure),
-        }
+            greeted.store(true, Ordering::Release);
+            link.reply::<Hello>(frame.id, &welcome, Vec::new());
+            drop(counted);
+        });
     }
 
     fn request(&self, link: &Arc<Link>, frame: Frame) -> Result<(), Failure> {
         let (id, service) = (frame.id, self.service.clone());
         let counted = self.count(frame.payload.len())?;
+        if self.load.is_succeeded() {
+            // Whoever sent it has been told that nothing more of this connection will be done.
+            link.close();
+            return Ok(());
+        }
         match frame.kind {
             Write::KIND => {
                 let write = decode::<Write>(&frame)?;
@@ -292,7 +307,7 @@ impl LinkHandler for Connection {
             return self.greet(link, frame);
         }
         let id = frame.id;
-        if !self.greeted.load(Ordering::Relaxed) {
+        if !self.greeted.load(Ordering::Acquire) {
             link.refuse(id, &bad_request("say Hello first"));
             return link.close();
         }

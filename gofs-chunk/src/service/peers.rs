@@ -20,8 +20,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const HOLD_OFF: Duration = Duration::from_millis(300);
 
 /// See the module.
-#[derive(Default)]
 pub struct Peers {
+    own: ChunkServerId,
     peers: Mutex<HashMap<String, Arc<Peer>>>,
 }
 
@@ -43,6 +43,11 @@ impl LinkHandler for NoRequests {
 }
 
 impl Peers {
+    /// None yet; `own` is the server that connects.
+    pub fn new(own: ChunkServerId) -> Peers {
+        Peers { own, peers: Mutex::default() }
+    }
+
     /// The connection to `address`, made if there is none. With `server`, only if that one answers there.
     pub async fn link(
         &self,
@@ -63,7 +68,7 @@ impl Peers {
         if let Some((_, why)) = failed.as_ref().filter(|(at, _)| *at > asked || at.elapsed() < HOLD_OFF) {
             return Err(why.clone());
         }
-        match connect(address, cluster).await {
+        match connect(address, cluster, self.own).await {
             Ok(connected) => {
                 *failed = None;
                 *peer.link.lock() = Some(connected);
@@ -98,11 +103,17 @@ impl Peer {
     }
 }
 
-async fn connect(address: &str, cluster: Bytes) -> Result<(ChunkServerId, Arc<Link>), String> {
+async fn connect(
+    address: &str,
+    cluster: Bytes,
+    own: ChunkServerId,
+) -> Result<(ChunkServerId, Arc<Link>), String> {
     let link = Link::connect(address, Arc::new(NoRequests), CONNECT_TIMEOUT)
         .await
         .map_err(|error| format!("cannot connect to {address}: {error}"))?;
-    let hello = Hello { version: PROTOCOL_VERSION, oldest_version: OLDEST_PROTOCOL_VERSION, cluster };
+    // The same after a restart: what the process before has sent is behind it.
+    let writer = Bytes::copy_from_slice(&own.0.to_be_bytes());
+    let hello = Hello { version: PROTOCOL_VERSION, oldest_version: OLDEST_PROTOCOL_VERSION, cluster, writer };
     match tokio::time::timeout(CONNECT_TIMEOUT, link.call(&hello, Vec::new())).await {
         Ok(Ok((welcome, _))) => Ok((ChunkServerId(welcome.server), link)),
         Ok(Err(error)) => {

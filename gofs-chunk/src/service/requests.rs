@@ -13,6 +13,7 @@ use super::chain::Passing;
 use super::failure::{bad_request, failure};
 use super::order::Turn;
 use super::{Service, blocking};
+use crate::clock::BootTime;
 use crate::store::{Ack, BLOCK_LEN, BeforeAck, BlockSum, StoreError, WriteMode, append_crc};
 
 /// Servers that a chain may have behind the receiver.
@@ -97,7 +98,7 @@ impl Service {
         version: ChunkVersion,
         create: bool,
     ) -> Result<(), Failure> {
-        drop(self.fences.pass(session)?);
+        drop(self.fences.pass(session, BootTime::now())?);
         self.store.check(chunk, version, create).map_err(|error| failure(&error))
     }
 
@@ -156,7 +157,7 @@ impl Service {
         parts: &[Part],
         session: SessionId,
     ) -> Result<(Vec<ItemDone>, Vec<BeforeAck>), Failure> {
-        let _passed = self.fences.pass(session)?;
+        let _passed = self.fences.pass(session, BootTime::now())?;
         let mut done = Vec::with_capacity(parts.len());
         let mut before_ack = Vec::new();
         for (item, part) in write.items.iter().zip(parts) {
@@ -185,10 +186,11 @@ impl Service {
         local: Result<Vec<ItemDone>, Failure>,
         downstream: super::chain::Downstream,
     ) -> Result<(Vec<ItemDone>, Vec<Failed>), Failure> {
-        match local {
-            Ok(done) => Ok((done, downstream.failed)),
-            Err(failure) if chain.is_empty() || downstream.done.is_empty() => Err(failure),
-            Err(failure) => {
+        match (local, downstream.busy) {
+            (_, Some(busy)) => Err(busy),
+            (Ok(done), None) => Ok((done, downstream.failed)),
+            (Err(failure), None) if chain.is_empty() || downstream.done.is_empty() => Err(failure),
+            (Err(failure), None) => {
                 tracing::warn!(error = failure.text, "a write failed here and not behind");
                 let no_space = failure.fs_error == gofs_tree::FsError::NoSpace.code();
                 let own = Failed { server: self.store.server().0, text: failure.text, no_space };
@@ -209,7 +211,7 @@ impl Service {
         }
         let passing = Passing::start(self, punch.clone(), Bytes::new(), &mut before).await;
         let local = blocking(|| {
-            let _passed = self.fences.pass(session)?;
+            let _passed = self.fences.pass(session, BootTime::now())?;
             let blocks = self.store.punch(chunk, version, punch.offset, punch.len, ack(punch.sync));
             Ok(vec![ItemDone { blocks_4k: blocks.map_err(|error| failure(&error))? }])
         });

@@ -2,9 +2,10 @@
 //!
 //! The live path and recovery change the state by the same functions. Sync, no I/O.
 
-use gofs_tree::ChunkVersion;
+use gofs_tree::{ChunkId, ChunkVersion};
 
 use super::block::{BlockRange, BlockSum};
+use super::error::StoreError;
 use super::log::{Lsn, Position};
 
 /// Where the newest bytes of a block are.
@@ -200,6 +201,18 @@ impl ChunkState {
     /// Whether other than the copier may see it.
     pub fn is_live(&self) -> bool {
         self.life == Life::Live
+    }
+
+    /// Whether it may be read at this version. Whoever asks for any (version 0) was told by a MetaServer that there is nothing
+    /// better; one that names a version was told before it was in doubt.
+    pub fn check(&self, chunk: ChunkId, asked: ChunkVersion) -> Result<(), StoreError> {
+        if asked > self.version {
+            return Err(StoreError::Stale { chunk, stored: self.version, asked });
+        }
+        if self.doubtful && asked > ChunkVersion(0) {
+            return Err(StoreError::Doubtful { chunk });
+        }
+        Ok(())
     }
 }
 

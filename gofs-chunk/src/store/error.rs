@@ -24,6 +24,14 @@ pub enum StoreError {
         /// What was asked for.
         asked: ChunkVersion,
     },
+    /// Writes that were acknowledged without sync may be missing since the host went down, and another server may have them.
+    #[error(
+        "chunk {chunk} may lack its last writes since this host went down: ask the MetaServer where it is"
+    )]
+    Doubtful {
+        /// Which.
+        chunk: ChunkId,
+    },
     /// Bytes on disk are not those that were written.
     #[error("chunk {chunk}, block {block} on {}: {what}", disk.display())]
     Corrupt {

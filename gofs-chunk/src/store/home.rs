@@ -275,6 +275,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_header_of_a_chunk_file_is_the_one_of_version_1() {
+        let header = HomeKey { chunk: ChunkId(0x0102), generation: 3 }.header();
+        let golden = b"gofsbig1\x02\x01\0\0\0\0\0\0\x03\0\0\0\0\0\0\0";
+        let crc = crc32c::crc32c(golden).to_le_bytes();
+        assert_eq!(header[..28], [&golden[..], &crc].concat());
+        assert!(header.len() == BLOCK_LEN && header[28..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
     fn tables_and_data_never_overlap() {
         assert_eq!(table_offset(0), 4096);
         assert_eq!(data_offset(0), 8192);

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use gofs_proto::cluster::heartbeat_server::{Heartbeat, HeartbeatServer};
 use gofs_proto::cluster::{
-    Accepted, ChunkState, Done, Instruction, Register, Report, Status as ServerStatus, instruction, report,
+    Accepted, ChunkState, Done, Heard, Instruction, Register, Report, Status as ServerStatus, instruction,
+    report,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
@@ -31,6 +32,9 @@ struct Seen {
 struct Shared {
     leader: Option<SocketAddr>,
     fenced: Vec<u64>,
+    write_lease_ms: u32,
+    /// Says that it has heard each Status.
+    answering: AtomicBool,
     seen: Mutex<Seen>,
     changed: Notify,
 }
@@ -65,6 +69,8 @@ impl Heartbeat for Door {
             version: 1,
             heartbeat_ms: 100,
             fenced_sessions: self.0.fenced.clone(),
+            write_lease_ms: self.0.write_lease_ms,
+            ..Accepted::default()
         };
         to.send(Ok(Instruction { id: 0, body: Some(instruction::Body::Accepted(accepted)) })).await.unwrap();
         {
@@ -82,7 +88,14 @@ impl Heartbeat for Door {
                         seen.full_reports += usize::from(report.full && report.last);
                         seen.chunks.extend(report.chunks);
                     }
-                    report::Body::Status(status) => seen.status = Some(status),
+                    report::Body::Status(status) => {
+                        if shared.answering.load(Ordering::Relaxed) {
+                            let heard = instruction::Body::Heard(Heard { number: status.number });
+                            let to = seen.to.as_ref().unwrap();
+                            to.try_send(Ok(Instruction { id: 0, body: Some(heard) })).unwrap();
+                        }
+                        seen.status = Some(status);
+                    }
                     report::Body::Done(done) => seen.done.push(done),
                 }
                 drop(seen);
@@ -104,9 +117,30 @@ impl FakeMeta {
     }
 
     pub async fn with(leader: Option<SocketAddr>, fenced: Vec<u64>) -> FakeMeta {
+        FakeMeta::new(leader, fenced, 0).await
+    }
+
+    /// One that lets sessions write for so long.
+    pub async fn with_lease(write_lease_ms: u32) -> FakeMeta {
+        FakeMeta::new(None, Vec::new(), write_lease_ms).await
+    }
+
+    /// Whether it says from now on that it has heard what comes.
+    pub fn answer(&self, answering: bool) {
+        self.shared.answering.store(answering, Ordering::Relaxed);
+    }
+
+    async fn new(leader: Option<SocketAddr>, fenced: Vec<u64>, write_lease_ms: u32) -> FakeMeta {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = Arc::new(Shared { leader, fenced, seen: Mutex::default(), changed: Notify::new() });
+        let shared = Arc::new(Shared {
+            leader,
+            fenced,
+            write_lease_ms,
+            answering: AtomicBool::new(true),
+            seen: Mutex::default(),
+            changed: Notify::new(),
+        });
         let service = HeartbeatServer::new(Door(shared.clone()));
         let serve = tonic::transport::Server::builder().add_service(service);
         let task = tokio::spawn(async move {

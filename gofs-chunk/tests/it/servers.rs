@@ -7,10 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use gofs_chunk::{Config, Server};
 use gofs_proto::chunk::{
-    Extents, Hello, Hop, Punch, Read, Stat, Sync, SyncItem, Write, WriteItem, WriteReply, Writer,
+    Extents, Hello, Hop, Punch, Read, Stat, Sync, SyncItem, Welcome, Write, WriteItem, WriteReply, Writer,
 };
 use gofs_proto::cluster::{CopyChunk, DeleteChunk, Fence, SetVersion, VerifyChunk, instruction::Body};
 use gofs_proto::frame::Frame;
+use gofs_proto::kind::Request;
 use gofs_proto::session::Failure;
 use gofs_proto::session::failure::Code;
 use gofs_proto::{CallError, Link, LinkHandler};
@@ -33,8 +34,12 @@ struct Node {
 }
 
 async fn connect(server: &Server) -> Arc<Link> {
+    connect_as(server, Bytes::new()).await
+}
+
+async fn connect_as(server: &Server, writer: Bytes) -> Arc<Link> {
     let link = Link::connect(server.address(), Arc::new(NoRequests), Duration::from_secs(5)).await.unwrap();
-    let hello = Hello { version: 1, oldest_version: 1, cluster: CLUSTER.to_vec().into() };
+    let hello = Hello { version: 1, oldest_version: 1, cluster: CLUSTER.to_vec().into(), writer };
     let (welcome, _) = link.call(&hello, Vec::new()).await.unwrap();
     assert_eq!(welcome.server, server.id().0);
     link
@@ -183,6 +188,98 @@ async fn sessions_fenced_before_the_registration_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sessions_write_only_while_a_metaserver_hears_of_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = FakeMeta::with_lease(400).await;
+    let server = Server::start(config(dir.path(), &meta)).await.unwrap();
+    meta.registered().await;
+    let link = connect(&server).await;
+    // Four times as long as the lease, which the answers renew.
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_millis(1600) {
+        match put(&link, &write(5, 1, 0, b"x", vec![]), b"x").await {
+            Ok(_) => {}
+            // This machine was busy for as long as the lease.
+            Err(CallError::Refused(failure)) => assert_eq!(failure.code(), Code::Retry, "{}", failure.text),
+            Err(error) => panic!("{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    meta.answer(false);
+    let refused = until_refused(&link).await;
+    assert!(refused.code() == Code::Retry && refused.text.contains("MetaServer"), "{}", refused.text);
+    // Reads go on.
+    link.call(&Read { chunk: 5, version: 1, offset: 0, len: 1 }, Vec::new()).await.unwrap();
+    meta.answer(true);
+    let accepted = async {
+        while put(&link, &write(5, 1, 0, b"y", vec![]), b"y").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), accepted).await.expect("writes are taken again");
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_behind_that_does_not_know_who_may_write_is_not_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = node(&dir.path().join("a")).await;
+    let meta = FakeMeta::with_lease(400).await;
+    let b = Server::start(config(&dir.path().join("b"), &meta)).await.unwrap();
+    meta.registered().await;
+    meta.answer(false);
+    let link = connect(&b).await;
+    until_refused(&link).await;
+    let hop = Hop { server: b.id().0, address: b.address().to_string() };
+    let behind = write(5, 1, 0, b"x", vec![hop]);
+    assert_eq!(code(put(&a.link, &behind, b"x").await), Code::Retry);
+    meta.answer(true);
+    let taken = async {
+        loop {
+            match put(&a.link, &behind, b"x").await {
+                Ok(reply) => return reply,
+                Err(error) => assert_eq!(code::<()>(Err(error)), Code::Retry),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let reply = tokio::time::timeout(Duration::from_secs(30), taken).await.expect("it is taken again");
+    assert!(reply.failed.is_empty() && reply.done.len() == 1, "{reply:?}");
+    a.server.shutdown().await;
+    b.shutdown().await;
+}
+
+/// Writes until that is refused.
+async fn until_refused(link: &Link) -> Failure {
+    let refused = async {
+        loop {
+            if let Err(CallError::Refused(failure)) = put(link, &write(5, 1, 0, b"x", vec![]), b"x").await {
+                return failure;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), refused).await.expect("writes are refused")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_restarted_takes_no_writes_before_it_knows_who_may() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = node(dir.path()).await;
+    put(&first.link, &write(5, 1, 0, b"kept", vec![]), b"kept").await.unwrap();
+    first.server.shutdown().await;
+    // Nobody there to register with.
+    let mut config = config(dir.path(), &first.meta);
+    config.meta = vec!["127.0.0.1:1".to_owned()];
+    let server = Server::start(config).await.unwrap();
+    let link = connect(&server).await;
+    assert_eq!(code(put(&link, &write(5, 1, 0, b"lost", vec![]), b"lost").await), Code::Retry);
+    let (_, bytes) = link.call(&Read { chunk: 5, version: 1, offset: 0, len: 4 }, Vec::new()).await.unwrap();
+    assert_eq!(&bytes[..], b"kept");
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_write_reaches_all_of_a_chain_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let a = node(&dir.path().join("a")).await;
@@ -319,6 +416,56 @@ async fn a_refused_write_lets_none_behind_it_overtake() {
     b.server.shutdown().await;
 }
 
+/// A server that takes requests and answers nothing but Hello, until it is let go.
+struct Deaf {
+    server: u64,
+    heard: tokio::sync::Semaphore,
+}
+
+impl LinkHandler for Deaf {
+    fn on_request(&self, link: &Arc<Link>, frame: Frame) {
+        if frame.kind == Hello::KIND {
+            let welcome = Welcome { version: 1, server: self.server, incarnation: 1 };
+            return link.reply::<Hello>(frame.id, &welcome, Vec::new());
+        }
+        self.heard.add_permits(1);
+    }
+
+    fn on_close(&self, _: &Arc<Link>) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writers_next_connection_begins_when_nothing_of_the_one_before_is_under_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = node(dir.path()).await;
+    let writer = Bytes::from_static(b"a writer");
+    let before = connect_as(&a.server, writer.clone()).await;
+    // Under way until the server behind it is given up.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let hop = Hop { server: 77, address: listener.local_addr().unwrap().to_string() };
+    let deaf = Arc::new(Deaf { server: 77, heard: tokio::sync::Semaphore::new(0) });
+    let slow = tokio::spawn({
+        let before = before.clone();
+        async move { put(&before, &write(1, 1, 0, b"older", vec![hop]), b"older").await }
+    });
+    let behind = Link::accept(listener.accept().await.unwrap().0, deaf.clone()).unwrap();
+    deaf.heard.acquire().await.unwrap().forget();
+
+    let mut next = Box::pin(connect_as(&a.server, writer));
+    assert!(tokio::time::timeout(Duration::from_millis(100), &mut next).await.is_err(), "greeted too early");
+    // Nobody else waits.
+    put(&a.link, &write(2, 1, 0, b"other", vec![]), b"other").await.unwrap();
+    behind.close();
+    let next = next.await;
+    put(&next, &write(1, 1, 0, b"newer", vec![]), b"newer").await.unwrap();
+    // What comes over the old one now was sent before, and is late.
+    assert!(put(&before, &write(1, 1, 0, b"late!", vec![]), b"late!").await.is_err());
+    assert!(before.is_closed());
+    assert_eq!(slow.await.unwrap().unwrap().failed[0].server, 77, "it was answered while the other waited");
+    assert_eq!(&a.read(1, 1, 0, 5).await.unwrap()[..], b"newer");
+    a.server.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn small_reads_that_come_together_are_each_answered() {
     let dir = tempfile::tempdir().unwrap();
@@ -433,20 +580,20 @@ async fn a_chunk_is_copied_with_its_holes_and_shows_when_complete() {
         |nodes: &[&Node]| nodes.iter().map(|node| node.server.address().to_string()).collect::<Vec<_>>();
     // From a server that is not there, then from the right one.
     let sources = [vec!["127.0.0.1:1".to_owned()], from(&[&a])].concat();
-    b.meta.instruct(Body::Copy(CopyChunk { chunk: 1, version: 7, from: sources })).await.unwrap();
+    b.meta.instruct(Body::Copy(CopyChunk { chunk: 1, version: 7, from: sources, bytes_s: 0 })).await.unwrap();
     assert_eq!(b.meta.chunk(1, |state| !state.gone).await.version, 7);
     assert!(a.read(1, 7, 0, 5_004_096).await.unwrap() == b.read(1, 7, 0, 5_004_096).await.unwrap());
     let extents =
         async |node: &Node| node.link.call(&Extents { chunk: 1, version: 7 }, Vec::new()).await.unwrap().0;
     assert_eq!(extents(&a).await, extents(&b).await);
     // Again: it is there.
-    b.meta.instruct(Body::Copy(CopyChunk { chunk: 1, version: 7, from: vec![] })).await.unwrap();
+    b.meta.instruct(Body::Copy(CopyChunk { chunk: 1, version: 7, from: vec![], bytes_s: 0 })).await.unwrap();
 
     // What cannot be copied leaves nothing.
-    let wrong = CopyChunk { chunk: 1, version: 8, from: from(&[&a]) };
+    let wrong = CopyChunk { chunk: 1, version: 8, from: from(&[&a]), bytes_s: 0 };
     let error = b.meta.instruct(Body::Copy(wrong)).await.unwrap_err();
     assert!(error.contains("v7"), "{error}");
-    let absent = CopyChunk { chunk: 99, version: 1, from: from(&[&a]) };
+    let absent = CopyChunk { chunk: 99, version: 1, from: from(&[&a]), bytes_s: 0 };
     assert!(b.meta.instruct(Body::Copy(absent)).await.is_err());
     assert_eq!(code(b.link.call(&Stat { chunk: 99 }, Vec::new()).await), Code::NoChunk);
     a.server.shutdown().await;
@@ -461,8 +608,9 @@ async fn a_copy_that_is_asked_for_again_disturbs_the_first_one_not() {
     let data = bytes(&mut rng(5), 4 << 20);
     for chunk in 1..=6 {
         put(&a.link, &write(chunk, 1, 0, &data, vec![]), &data).await.unwrap();
-        let order =
-            |from: String| b.meta.instruct(Body::Copy(CopyChunk { chunk, version: 1, from: vec![from] }));
+        let order = |from: String| {
+            b.meta.instruct(Body::Copy(CopyChunk { chunk, version: 1, from: vec![from], bytes_s: 0 }))
+        };
         let right = async {
             loop {
                 match order(a.server.address().to_string()).await {
@@ -492,7 +640,7 @@ async fn an_older_replica_is_replaced_by_a_copy() {
     let b = node(&dir.path().join("b")).await;
     put(&a.link, &write(1, 2, 0, b"new", vec![]), b"new").await.unwrap();
     put(&b.link, &write(1, 1, 0, b"older and longer", vec![]), b"older and longer").await.unwrap();
-    let order = CopyChunk { chunk: 1, version: 2, from: vec![a.server.address().to_string()] };
+    let order = CopyChunk { chunk: 1, version: 2, from: vec![a.server.address().to_string()], bytes_s: 0 };
     b.meta.instruct(Body::Copy(order)).await.unwrap();
     assert_eq!(&b.read(1, 2, 0, 16).await.unwrap()[..], b"new\0\0\0\0\0\0\0\0\0\0\0\0\0");
     a.server.shutdown().await;
@@ -537,7 +685,7 @@ async fn damage_is_refused_reported_and_repaired_by_a_copy() {
     a.meta.chunk(1, |state| state.corrupt).await;
     a.meta.status(|status| status.corrupt_blocks_total == 1).await;
     assert!(a.meta.instruct(Body::Verify(VerifyChunk { chunk: 1 })).await.is_err());
-    let order = CopyChunk { chunk: 1, version: 1, from: vec![b.server.address().to_string()] };
+    let order = CopyChunk { chunk: 1, version: 1, from: vec![b.server.address().to_string()], bytes_s: 0 };
     a.meta.instruct(Body::Copy(order)).await.unwrap();
     assert!(a.read(1, 1, 0, 200_000).await.unwrap()[..] == data[..]);
     a.meta.chunk(1, |state| !state.corrupt && !state.gone).await;
@@ -574,10 +722,13 @@ async fn garbage_at_the_door_disturbs_nobody() {
     assert_eq!(code(link.call(&Stat { chunk: 1 }, Vec::new()).await), Code::BadRequest);
     let link =
         Link::connect(node.server.address(), Arc::new(NoRequests), Duration::from_secs(5)).await.unwrap();
-    let other = Hello { version: 1, oldest_version: 1, cluster: vec![7; 16].into() };
+    let other = Hello { version: 1, oldest_version: 1, cluster: vec![7; 16].into(), writer: Bytes::new() };
     assert_eq!(code(link.call(&other, Vec::new()).await), Code::WrongCluster);
-    let newer = Hello { version: 9, oldest_version: 8, cluster: CLUSTER.to_vec().into() };
+    let newer =
+        Hello { version: 9, oldest_version: 8, cluster: CLUSTER.to_vec().into(), writer: Bytes::new() };
     assert_eq!(code(link.call(&newer, Vec::new()).await), Code::BadVersion);
+    let ahead = Hello { version: 2, oldest_version: 1, ..newer };
+    assert_eq!(link.call(&ahead, Vec::new()).await.unwrap().0.version, 1, "one that is a version ahead");
     assert_eq!(
         code(node.link.call(&gofs_proto::session::KeepAlive::default(), Vec::new()).await),
         Code::BadRequest

@@ -70,6 +70,7 @@ impl Core {
     /// Asks for directories and takes in what comes. What does not come is asked for when it is needed.
     pub async fn walk(self: &Arc<Self>, request: WalkRequest) {
         let core = self.clone();
+        let asked = self.table.lock().changes();
         let wanted = request.clone();
         let wire = Walk {
             inos: request.named.iter().map(|ino| ino.0).collect(),
@@ -83,7 +84,7 @@ impl Core {
             let last = came.filter(|ino| wanted.named.contains(ino)).last();
             for part in parts {
                 let needed_now = wanted.now && wanted.named.first() == Some(&part.own.attr.ino);
-                core.take_in_part(part, !needed_now);
+                core.take_in_part(part, asked, !needed_now);
             }
             core.table.lock().walked(&wanted, last);
             Ok(())
@@ -108,10 +109,13 @@ impl Core {
         }
     }
 
-    fn take_in_part(self: &Arc<Self>, part: Part, ahead: bool) {
+    fn take_in_part(self: &Arc<Self>, part: Part, asked: u64, ahead: bool) {
         let dir = part.own.attr.ino;
-        let granted = self.take_in(&mut self.table.lock(), &part.own);
-        self.take_in_inodes(&part.inodes);
+        let granted = {
+            let mut table = self.table.lock();
+            !table.has_changed(dir, asked) && self.take_in(&mut table, &part.own)
+        };
+        self.take_in_inodes(&part.inodes, asked);
         let mut table = self.table.lock();
         let count = part.entries.len() as u32;
         let last = part.entries.last().map(|(name, _)| name.clone());
@@ -121,12 +125,14 @@ impl Core {
         self.after_learning(table);
     }
 
-    /// Inodes of a listing. Those that look into the table meanwhile need not wait for all of them.
-    pub fn take_in_inodes(&self, inodes: &[(Node, Option<ChunkLocation>)]) {
+    /// Inodes of a listing, asked for when there had been so many changes. Those that look into the table meanwhile need not wait
+    /// for all of them.
+    pub fn take_in_inodes(&self, inodes: &[(Node, Option<ChunkLocation>)], asked: u64) {
         for some in inodes.chunks(AT_ONCE) {
             let mut table = self.table.lock();
             for (node, chunk) in some {
-                if self.take_in(&mut table, node)
+                if !table.has_changed(node.attr.ino, asked)
+                    && self.take_in(&mut table, node)
                     && let Some(chunk) = chunk
                 {
                     self.data.learn_only_chunk(node.attr.ino, chunk.clone());
@@ -178,6 +184,7 @@ impl Core {
         let name = name.as_ref().map_or(&b""[..], |name| name.as_bytes());
         let request = session::ReadDir { ino: ino.0, after: name.to_vec().into(), max_entries, plus };
         let core = self.clone();
+        let asked = self.table.lock().changes();
         self.session
             .call(request, move |reply: session::ReadDirReply| {
                 let parse = || -> Result<_, ConvertError> {
@@ -187,10 +194,15 @@ impl Core {
                     Ok((entries, inodes, own, dir, convert::ino(reply.parent).unwrap_or(ino)))
                 };
                 let (entries, inodes, own, dir, parent) = parse().map_err(|e| garbled(&e))?;
-                let granted = dir.is_some_and(|grant| core.table.lock().grant(grant));
-                core.take_in_inodes(&inodes);
+                let granted = {
+                    // Before the grant, which makes an inode known that was not.
+                    let mut table = core.table.lock();
+                    let has_changed = table.has_changed(ino, asked);
+                    dir.is_some_and(|grant| table.grant(grant)) && !has_changed
+                };
+                core.take_in_inodes(&inodes, asked);
                 let mut table = core.table.lock();
-                if let Some(own) = &own {
+                if let Some(own) = own.as_ref().filter(|_| granted) {
                     core.take_in(&mut table, own);
                 }
                 let names = entries.iter().cloned();

@@ -121,6 +121,7 @@ mod tests {
             version: ChunkVersion(1),
             blocks_4k: 0,
             replicas: servers.map(replica).to_vec(),
+            lost: false,
         }
     }
 

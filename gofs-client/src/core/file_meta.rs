@@ -29,6 +29,7 @@ pub fn location(wire: session::ChunkLocation) -> ChunkLocation {
         replicas: replicas
             .map(|replica| Replica { server: ChunkServerId(replica.server), address: replica.address })
             .collect(),
+        lost: wire.lost,
     }
 }
 

@@ -10,7 +10,7 @@ use super::Core;
 use crate::cached::Cached;
 use crate::clock::{BootTime, wall_time};
 use crate::data::{Content, LocalAttr};
-use crate::lease::{LeaseTable, Permit};
+use crate::lease::{LeaseTable, Permit, changed_itself, concerned};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +38,18 @@ pub struct EditHints {
     pub open_here: bool,
     /// The new inode is open here.
     pub keep_open: bool,
+}
+
+/// An edit that the servers make, under way.
+struct Asking {
+    core: Arc<Core>,
+    inos: Vec<Ino>,
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.core.table.lock().end_change(&self.inos);
+    }
 }
 
 impl Core {
@@ -72,7 +84,9 @@ impl Core {
     /// Attributes from a reply that was just taken in, for the kernel.
     pub fn answer(&self, table: &mut LeaseTable, attr: Attr, learned: bool) -> Cached<Attr> {
         let attr = table.pending_attr(attr.ino).cloned().unwrap_or(attr);
-        let permit = if learned { table.permit(attr.ino, BootTime::now()) } else { Permit::default() };
+        // Of what is being changed, others may have seen the change already.
+        let may_keep = learned && !table.is_changing([&attr.ino]);
+        let permit = if may_keep { table.permit(attr.ino, BootTime::now()) } else { Permit::default() };
         let local = self.data.overlay(attr.ino);
         Cached {
             value: overlaid(attr, local),
@@ -128,6 +142,12 @@ impl Core {
         hints: EditHints,
         then: impl Fn(&Core, &mut LeaseTable, Outcome, &[Node]) -> T + Clone + Send + Sync + 'static,
     ) -> Result<T, FsError> {
+        // Before the log is looked at: from then on nothing is done here with what the edit is about.
+        let _asking = self.asking(concerned(&edit.op));
+        if let Some(ino) = changed_itself(&edit.op) {
+            // Others may see the change before its answer is here, and nobody here what was before after that.
+            self.kernel.forget_attributes(ino);
+        }
         self.all_edits_sent().await?;
         let request = session::Edits {
             first_seq: 0,
@@ -153,6 +173,11 @@ impl Core {
                 done
             })
             .await
+    }
+
+    fn asking(self: &Arc<Self>, inos: Vec<Ino>) -> Asking {
+        self.table.lock().begin_change(&inos);
+        Asking { core: self.clone(), inos }
     }
 
     /// Ends taking in: makes room where too much is cached.

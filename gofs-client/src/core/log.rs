@@ -19,8 +19,9 @@ use super::Core;
 use super::learn::{EditHints, garbled};
 use crate::clock::BootTime;
 use crate::data::ChunkLocation;
-use crate::lease::{Changed, LeaseTable, Position, made_by};
+use crate::lease::{Changed, LeaseTable, Position, concerned, made_by};
 use crate::session::{Logged, Pace};
+use crate::slices::TakenInode;
 
 /// How long edits that nobody waits for are gathered, so that one entry of the EditLog takes many.
 const GATHER: Duration = Duration::from_millis(5);
@@ -110,18 +111,19 @@ impl Core {
             EditOp::Link { .. } | EditOp::SetXattr { .. } | EditOp::RemoveXattr { .. } => {}
             _ => return None,
         }
-        let (outcome, changed) = match table.try_apply(&edit, limits) {
+        let applied = table.try_apply(&edit, limits);
+        let (outcome, changed) = match applied {
+            Ok((_, changed)) if table.is_changing(changed.inodes.keys()) => {
+                return self.not_here(&edit, taken);
+            }
             Ok(applied) => applied,
             Err(error) => {
-                if let Some(taken) = &taken {
-                    self.slices.return_inode(taken);
-                }
-                if let Some(ino) = made_by(&edit) {
-                    self.inos.lock().put_back(ino);
-                }
+                let nothing = self.not_here(&edit, taken);
                 return match error {
                     // What is known here does not suffice, or makes no sense together: the servers know.
-                    FsError::NotCached | FsError::Stale | FsError::Io | FsError::Invalid => None,
+                    FsError::NotCached | FsError::Stale | FsError::Io | FsError::Invalid => nothing,
+                    // What it was refused for may be about to change.
+                    _ if table.is_changing(&concerned(&edit.op)) => nothing,
                     error => Some(Err(error)),
                 };
             }
@@ -164,6 +166,17 @@ impl Core {
         let done = then(self, &mut table, outcome, &nodes);
         self.after_learning(table);
         Some(Ok(done))
+    }
+
+    /// The edit is not made here: gives back what was taken for it.
+    fn not_here<T>(&self, edit: &Edit, taken: Option<TakenInode>) -> Option<T> {
+        if let Some(taken) = &taken {
+            self.slices.return_inode(taken);
+        }
+        if let Some(ino) = made_by(edit) {
+            self.inos.lock().put_back(ino);
+        }
+        None
     }
 
     /// Logs a change of a file's contents, which live apart from the table, and waits until it is committed.
@@ -393,11 +406,16 @@ impl Core {
                 },
             };
             if let Some(error) = refused {
-                tracing::error!(%error, inodes = ?edit.touched, "the servers refused a change that was made here");
-                self.lost_edits.fetch_add(1, Ordering::AcqRel);
+                let is_gone = error == FsError::Stale && edit.touched.iter().all(|ino| table.is_gone(*ino));
                 if edit.placed.is_some() {
-                    // The bytes went to a chunk that the file does not have.
+                    // The bytes went to a chunk that the file does not have: the edit that shows them is refused too, and
+                    // who waits for that tells it.
                     misplaced.extend(&edit.touched);
+                } else if is_gone {
+                    tracing::debug!(inodes = ?edit.touched, "a change came after the removal of what it is of");
+                } else {
+                    tracing::error!(%error, inodes = ?edit.touched, "the servers refused a change that was made here");
+                    self.lost_edits.fetch_add(1, Ordering::AcqRel);
                 }
                 wrong.extend(edit.touched);
             }

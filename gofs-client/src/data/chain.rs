@@ -1,6 +1,7 @@
 //! Writes to chunks: down the chain of replicas, again and elsewhere until every current replica has them.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use gofs_proto::chunk::{Failed, Hop, ItemDone, Punch, PunchReply, Write, WriteItem, WriteReply, Writer};
@@ -16,8 +17,11 @@ use super::links::{ChunkCallError, Trouble};
 use super::locate::READ_ONLY;
 use super::retry::Retry;
 
-/// A first hop whose connection breaks is tried so often in all: it may have been an old one.
-const FIRST_HOP_TRIES: u32 = 3;
+/// A first hop that takes connections and breaks them is left out after so long: others' trouble may be the reason.
+const BROKEN_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Servers that cannot take a write yet are asked so often, in a second and a half, before the MetaServer is.
+const BUSY_TRIES: u32 = 7;
 
 /// A write of so many bytes at most, and items, shares a frame with those of other files.
 const SMALL_WRITE_BYTES: usize = 64 << 10;
@@ -129,7 +133,7 @@ impl FileData {
         let Some(chunk) = self.chunk(file, write.index).await? else { return Ok(None) };
         let session = (self.config.session)();
         // Discarded before the session was looked at: it may be a later one.
-        let is_over = file.look(|state| state.epoch()) != epoch;
+        let is_over = file.look(|state| state.is_over(epoch));
         if is_over || chunk.location.version == READ_ONLY || chunk.location.replicas.is_empty() {
             return Ok(None);
         }
@@ -162,7 +166,7 @@ impl FileData {
 
     /// Sends a request to a chunk's chain until every current replica has taken it: replicas that fail are
     /// left out, a location that has changed is asked for again. Ends early (`Io`) when the
-    /// file's epoch is no longer `epoch`: its changes were discarded.
+    /// file was discarded, since `epoch` or before.
     async fn on_chain<R: ChainRequest>(
         &self,
         file: &File,
@@ -174,10 +178,11 @@ impl FileData {
         let mut retry = Retry::new(self.config.soft_timeout);
         let mut full: BTreeSet<ChunkServerId> = BTreeSet::new();
         let mut turn = 0;
-        let mut broken = 0;
+        let mut broken_since = None;
+        let mut busy = 0;
         let mut asked = false;
         loop {
-            if file.look(|state| state.epoch()) != epoch {
+            if file.look(|state| state.is_over(epoch)) {
                 return Err(FsError::Io);
             }
             let Some(chunk) = self.chunk(file, index).await? else {
@@ -197,6 +202,12 @@ impl FileData {
             };
             let hops = rest.iter().map(|r| Hop { server: r.server.0, address: r.address.clone() }).collect();
             let request = build(&chunk, hops);
+            let gone = self.links.gone(first, rest).await;
+            if let Some((_, error)) = gone.first() {
+                let failed = gone.iter().map(|(server, _)| *server).collect();
+                self.leave_out(file, &chunk, failed, &error.to_string(), &mut retry).await?;
+                continue;
+            }
             let (failed, why) = match self.links.call(first, &request, payload.clone()).await {
                 Ok((reply, _)) if R::failed(&reply).is_empty() => return Ok(reply),
                 Ok((reply, _)) => {
@@ -206,13 +217,12 @@ impl FileData {
                     (failed.iter().map(|f| ChunkServerId(f.server)).collect(), why)
                 }
                 Err(error @ ChunkCallError::Unreachable { trouble, .. }) => {
-                    broken += 1;
-                    if trouble == Trouble::Broken && broken % FIRST_HOP_TRIES != 0 {
-                        if broken > 1 {
-                            retry.unreachable(&error.to_string()).await?;
-                        }
+                    let since = *broken_since.get_or_insert_with(Instant::now);
+                    if trouble == Trouble::Broken && since.elapsed() < BROKEN_PATIENCE {
+                        retry.unreachable(&error.to_string()).await?;
                         continue;
                     }
+                    broken_since = None;
                     (vec![first.server], error.to_string())
                 }
                 Err(ChunkCallError::Refused { address, failure }) => {
@@ -234,6 +244,11 @@ impl FileData {
                         }
                         Code::Retry => {
                             retry.unreachable(&why).await?;
+                            busy += 1;
+                            if busy % BUSY_TRIES == 0 {
+                                // A server that has lost the MetaServers takes none for long: they know who is there.
+                                self.relocate_to_write(file, &chunk.location).await?;
+                            }
                             continue;
                         }
                         Code::Corrupt | Code::BadRequest => {
@@ -249,19 +264,30 @@ impl FileData {
             if chain.iter().all(|replica| full.contains(&replica.server)) {
                 return Err(FsError::NoSpace);
             }
-            let alone = chain.iter().all(|replica| failed.contains(&replica.server));
-            if !alone {
-                tracing::warn!(ino = %file.ino, chunk = %chunk.location.chunk, ?failed, error = %why, "replicas left out");
-                match self.replica_failed(file, &chunk.location, failed).await {
-                    Ok(()) => continue,
-                    // The others are away as well.
-                    Err(FsError::Io | FsError::Busy) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            let why = format!("no replica of chunk {} took a write: {why}", chunk.location.chunk);
-            retry.unreachable(&why).await?;
-            self.relocate_to_write(file, &chunk.location).await?;
+            self.leave_out(file, &chunk, failed, &why, &mut retry).await?;
         }
+    }
+
+    /// Has the write go on without the servers that failed; where that is all of them, or the others are away as well, after a
+    /// pause and where the MetaServer says then.
+    async fn leave_out(
+        &self,
+        file: &File,
+        chunk: &Chunk,
+        failed: Vec<ChunkServerId>,
+        why: &str,
+        retry: &mut Retry,
+    ) -> Result<(), FsError> {
+        let location = &chunk.location;
+        if !location.replicas.iter().all(|replica| failed.contains(&replica.server)) {
+            tracing::warn!(ino = %file.ino, chunk = %location.chunk, ?failed, error = %why, "replicas left out");
+            match self.replica_failed(file, location, failed).await {
+                Ok(()) => return Ok(()),
+                Err(FsError::Io | FsError::Busy) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        retry.unreachable(&format!("no replica of chunk {} took a write: {why}", location.chunk)).await?;
+        self.relocate_to_write(file, location).await
     }
 }

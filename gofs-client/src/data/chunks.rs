@@ -233,6 +233,7 @@ mod tests {
             version: ChunkVersion(1),
             blocks_4k,
             replicas: Vec::new(),
+            lost: false,
         }
     }
 

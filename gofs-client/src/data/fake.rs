@@ -76,6 +76,10 @@ pub struct FakeServer {
     pub holding: AtomicBool,
     /// So many Writes are done, and the connection ends instead of an answer.
     pub forgetful: AtomicU64,
+    /// So many Writes are taken, the connection ends, and they are done when there is time: at the latest before the next
+    /// connection is taken.
+    pub late: AtomicU64,
+    undone: Mutex<Vec<(Write, Bytes)>>,
     /// Chunks for which there is no room.
     pub no_room_for: Mutex<BTreeSet<u64>>,
 }
@@ -83,6 +87,14 @@ pub struct FakeServer {
 impl FakeServer {
     pub fn lose_power(&self) {
         *self.chunks.lock() = self.durable.lock().clone();
+    }
+
+    /// Does what is late.
+    pub fn catch_up(&self) {
+        for (write, payload) in self.undone.lock().drain(..) {
+            // Refused where the version has moved meanwhile.
+            let _ = self.write(&write, &payload);
+        }
     }
 
     fn sync(&self, chunk: u64) {
@@ -139,6 +151,11 @@ impl FakeServer {
     }
 }
 
+/// Whether one was left.
+fn count_down(left: &AtomicU64) -> bool {
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+}
+
 fn refusal(code: Code, text: &str) -> Failure {
     Failure { code: code.into(), text: text.to_owned(), ..Failure::default() }
 }
@@ -177,6 +194,8 @@ struct Meta {
     places: u64,
     /// What they added.
     unsent: Vec<Edit>,
+    /// What has no replica is lost.
+    all_servers_are_there: bool,
 }
 
 /// See the module.
@@ -219,6 +238,8 @@ impl FakeCluster {
                 syncs: AtomicU64::new(0),
                 holding: AtomicBool::new(false),
                 forgetful: AtomicU64::new(0),
+                late: AtomicU64::new(0),
+                undone: Mutex::default(),
                 no_room_for: Mutex::default(),
             }));
             listeners.push(listener);
@@ -230,8 +251,15 @@ impl FakeCluster {
             chunk_size: ChunkSize::new(CHUNK_BYTES).unwrap(),
         };
         let store = MemoryStore::with_root(limits, Mode::new(0o755), 0, 0, Timestamp::default());
-        let meta =
-            Meta { store, replicas: BTreeMap::new(), clock: 0, next_chunk: 1, places: 0, unsent: Vec::new() };
+        let meta = Meta {
+            store,
+            replicas: BTreeMap::new(),
+            clock: 0,
+            next_chunk: 1,
+            places: 0,
+            unsent: Vec::new(),
+            all_servers_are_there: false,
+        };
         let cluster = Arc::new_cyclic(|me| FakeCluster {
             me: me.clone(),
             servers: fakes,
@@ -323,6 +351,14 @@ impl FakeCluster {
         meta.replicas[&chunk].1.iter().map(|id| self.server(*id).clone()).collect()
     }
 
+    /// Nothing is left of the chunk, and no server is away that could have it.
+    pub fn lose_chunk(&self, ino: Ino, index: u32) {
+        let chunk = self.chunk_id(ino, index);
+        let mut meta = self.meta.lock();
+        meta.replicas.entry(chunk).and_modify(|(_, servers)| servers.clear());
+        meta.all_servers_are_there = true;
+    }
+
     /// Every replica of every chunk of the file holds the same bytes below the file's size.
     pub fn check_replicas(&self, ino: Ino) {
         let meta = self.meta.lock();
@@ -353,7 +389,9 @@ impl FakeCluster {
 
     fn trip(&self) -> bool {
         let one_in = self.trip_one_in.load(Ordering::Relaxed);
-        one_in > 0 && self.requests.fetch_add(1, Ordering::Relaxed) % one_in == one_in - 1
+        // Not every so many: a retry of just that many requests would break at the same one for ever.
+        let mixed = self.requests.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9) >> 12;
+        one_in > 0 && mixed % one_in == one_in - 1
     }
 
     fn serve(&self, server: &FakeServer, link: &Arc<Link>, request: Frame) {
@@ -362,7 +400,8 @@ impl FakeCluster {
         match request.kind {
             Hello::KIND => {
                 let hello = Hello::decode(header).unwrap();
-                assert_eq!(&hello.cluster[..], b"cluster");
+                assert_eq!((&hello.cluster[..], hello.writer.len()), (&b"cluster"[..], 16));
+                server.catch_up();
                 link.reply::<Hello>(
                     id,
                     &Welcome { version: 1, server: server.id.0, incarnation: 1 },
@@ -372,6 +411,10 @@ impl FakeCluster {
             Write::KIND => {
                 let write = Write::decode(header).unwrap();
                 assert_eq!(write.writer, Some(Writer { namespace: 1, session: SESSION.0 }));
+                if count_down(&server.late) {
+                    server.undone.lock().push((write, request.payload));
+                    return link.close();
+                }
                 match server.write(&write, &request.payload) {
                     Err(failure) => link.refuse(id, &failure),
                     Ok(done) => {
@@ -385,12 +428,7 @@ impl FakeCluster {
                                 result.err().map(|failure| failed(other, &failure))
                             })
                             .collect();
-                        let one_less = |left: u64| left.checked_sub(1);
-                        if server
-                            .forgetful
-                            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
-                            .is_ok()
-                        {
+                        if count_down(&server.forgetful) {
                             return link.close();
                         }
                         let reply = WriteReply { done, failed };
@@ -495,6 +533,7 @@ impl FakeCluster {
                 .iter()
                 .map(|id| Replica { server: *id, address: self.server(*id).address.clone() })
                 .collect(),
+            lost: servers.is_empty() && meta.all_servers_are_there,
         }
     }
 
@@ -541,7 +580,12 @@ impl FileMeta for FakeCluster {
             let inside = found.into_iter().filter(|(index, _)| u64::from(index.0) < end);
             let mut found: Vec<_> = inside.map(|(index, chunk)| self.location(&meta, index, chunk)).collect();
             if self.map_read_only.load(Ordering::Relaxed) {
-                found.iter_mut().for_each(|location| location.version = ChunkVersion(0));
+                for location in &mut found {
+                    location.version = ChunkVersion(0);
+                    if location.blocks_4k == 0 {
+                        location.replicas.clear();
+                    }
+                }
             }
             Ok(found)
         })

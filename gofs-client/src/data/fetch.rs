@@ -161,7 +161,10 @@ impl FileData {
             if missing > 0 && missing == order.len() {
                 return Ok(None);
             }
-            if bad > 0 {
+            if order.is_empty() && chunk.location.lost {
+                let why = format!("no chunk server has anything of chunk {}", chunk.location.chunk);
+                retry.contradicted(&why).await?;
+            } else if bad > 0 {
                 retry.contradicted(&why).await?;
             } else {
                 retry.unreachable(&why).await?;

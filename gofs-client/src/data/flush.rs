@@ -39,19 +39,27 @@ const FILES_MAX: usize = 256;
 impl FileData {
     /// Writes all dirty bytes and commits size and times; `durable`: on stable storage on every replica,
     /// bytes flushed earlier included. Nothing to do for a file that is not loaded. An error is also sticky.
-    pub async fn flush(self: &Arc<Self>, ino: Ino, durable: bool) -> Result<(), FsError> {
-        let Some(file) = self.file(ino) else { return Ok(()) };
-        if file.look(|state| !(state.has_news() || durable && state.is_unsynced(true))) {
-            return Ok(());
-        }
-        let much = file.look(FileState::weight).dirty_bytes > AT_ONCE_BYTES;
-        self.on_own_task(|data| async move {
-            if much {
-                tokio::task::yield_now().await;
+    /// The file is the one that is loaded at the call, whatever becomes of its lease before the first poll.
+    pub fn flush(
+        self: &Arc<Self>,
+        ino: Ino,
+        durable: bool,
+    ) -> impl Future<Output = Result<(), FsError>> + Send + use<> {
+        let (data, file) = (self.clone(), self.file(ino));
+        async move {
+            let Some(file) = file else { return Ok(()) };
+            if file.look(|state| !(state.has_news() || durable && state.is_unsynced(true))) {
+                return Ok(());
             }
-            data.flush_file(&file, durable).await
-        })
-        .await
+            let much = file.look(FileState::weight).dirty_bytes > AT_ONCE_BYTES;
+            data.on_own_task(|data| async move {
+                if much {
+                    tokio::task::yield_now().await;
+                }
+                data.flush_file(&file, durable).await
+            })
+            .await
+        }
     }
 
     /// `flush` of every file; the first error after all were tried.

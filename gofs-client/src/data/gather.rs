@@ -270,8 +270,8 @@ impl<R: Shared> Turn<R> {
         for server in &lane.way.servers {
             match sender.links.ready(server).await {
                 Ok(link) => ready.push(link),
-                // One behind the first may be reached from there.
-                Err(_) if !ready.is_empty() => break,
+                // One behind the first may be reached from there, unless it may still have something older to do.
+                Err(_) if !ready.is_empty() && !sender.links.is_unsettled(server) => break,
                 Err(_) => return lane.give_up(),
             }
         }

@@ -153,6 +153,33 @@ async fn a_connection_that_breaks_under_many_writes_loses_none() {
 }
 
 #[tokio::test]
+async fn what_a_server_does_late_does_not_undo_what_was_written_afterwards() {
+    for victim in 0..2 {
+        let mount = Mount::new(1, |_| {}).await;
+        let ino = mount.files[0];
+        mount.write_all(1).await;
+        mount.data.flush_all(false).await.unwrap();
+        // It has the bytes, and does not write them before its connection has ended and all is written through the other one.
+        let late = mount.cluster.replicas(ino, 0)[victim].clone();
+        late.late.store(1, Ordering::Relaxed);
+        mount.write_all(2).await;
+        mount.data.flush_all(false).await.unwrap();
+        assert_eq!(late.late.load(Ordering::Relaxed), 0);
+        // Too many pieces for a frame that goes to both at once.
+        let mut expected = contents(ino, 2);
+        for piece in 0..70 {
+            mount.write(ino, piece * 100, &[piece as u8; 50]).await;
+            expected[piece as usize * 100..][..50].fill(piece as u8);
+        }
+        mount.data.flush_all(false).await.unwrap();
+        late.catch_up();
+        assert!(mount.read(ino).await == expected, "victim {victim}");
+        mount.cluster.check_replicas(ino);
+        assert_eq!(mount.cluster.replicas(ino, 0).len(), 2, "it was there again");
+    }
+}
+
+#[tokio::test]
 async fn random_files_agree_while_connections_break_and_a_server_goes_away() {
     for seed in 0..6 {
         let mount = Mount::new(24, |config| config.dirty_age = Duration::from_millis(30)).await;

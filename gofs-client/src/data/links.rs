@@ -1,7 +1,8 @@
 //! Connections to ChunkServers: one for each, pipelined, made when first used and again after it broke.
 //!
 //! A call is tried once. Whether and where it is tried again is decided by whoever knows
-//! what the call means.
+//! what the call means. A server takes a new connection when it has done with all that came over the one before: what is sent again, or
+//! afterwards, does not fall behind it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use gofs_proto::frame::Frame;
 use gofs_proto::kind::{self, Request};
 use gofs_proto::session::{Failure, failure};
 use gofs_proto::{CallError, Link, LinkHandler, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
+use gofs_tree::ChunkServerId;
 use parking_lot::Mutex;
 
 use super::Replica;
@@ -24,6 +26,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// A server that could not be reached is not tried again for so long.
 const HOLD_OFF: Duration = Duration::from_millis(200);
+/// A server that takes no connection for so long is gone: one that is just being started again does sooner.
+const PATIENCE: Duration = Duration::from_millis(600);
 /// For so long other replicas are read first.
 const SUSPECT: Duration = Duration::from_secs(5);
 
@@ -50,6 +54,8 @@ pub(super) enum Trouble {
 /// See the module.
 pub(super) struct ChunkLinks {
     cluster: Bytes,
+    /// What these connections have in common and no others.
+    writer: Bytes,
     peers: DashMap<Replica, Arc<Peer>>,
     round_trips: Arc<Latencies>,
 }
@@ -61,6 +67,8 @@ struct Peer {
     /// When a call last failed, and when connecting did.
     failed_at: Mutex<Option<Instant>>,
     refused_at: Mutex<Option<Instant>>,
+    /// Since when connecting has failed each time.
+    refused_since: Mutex<Option<Instant>>,
 }
 
 /// ChunkServers ask nothing of clients.
@@ -81,7 +89,8 @@ impl LinkHandler for NoRequests {
 impl ChunkLinks {
     /// `cluster`, `round_trips`: see [`super::DataConfig`].
     pub fn new(cluster: Bytes, round_trips: Arc<Latencies>) -> Self {
-        ChunkLinks { cluster, peers: DashMap::new(), round_trips }
+        let writer = Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
+        ChunkLinks { cluster, writer, peers: DashMap::new(), round_trips }
     }
 
     fn peer(&self, replica: &Replica) -> Arc<Peer> {
@@ -96,6 +105,40 @@ impl ChunkLinks {
         self.peers
             .get(replica)
             .is_some_and(|peer| peer.failed_at.lock().is_some_and(|at| at.elapsed() < SUSPECT))
+    }
+
+    /// Whether the server may still be at work on what was sent over a connection that has ended.
+    pub fn is_unsettled(&self, replica: &Replica) -> bool {
+        self.peers
+            .get(replica)
+            .is_some_and(|peer| peer.link.lock().as_ref().is_some_and(|link| link.is_closed()))
+    }
+
+    /// Those servers of a chain that a write does without: the first if it takes no connection, one behind it if it takes none and may be
+    /// at work on what was sent over one that has ended.
+    pub async fn gone(&self, first: &Replica, rest: &[Replica]) -> Vec<(ChunkServerId, ChunkCallError)> {
+        let mut gone = Vec::new();
+        let unsettled = rest.iter().filter(|replica| self.is_unsettled(replica));
+        for replica in std::iter::once(first).chain(unsettled) {
+            if let Err(error) = self.reach(replica).await {
+                gone.push((replica.server, error));
+            }
+        }
+        gone
+    }
+
+    /// Waits until there is a connection. A server that takes none is waited for until it has taken none for `PATIENCE`.
+    async fn reach(&self, replica: &Replica) -> Result<(), ChunkCallError> {
+        loop {
+            match self.ready(replica).await {
+                Err(ChunkCallError::Unreachable { trouble: Trouble::Broken, .. })
+                    if !self.peer(replica).is_gone() =>
+                {
+                    tokio::time::sleep(HOLD_OFF / 2).await;
+                }
+                reached => return reached.map(|_| ()),
+            }
+        }
     }
 
     /// Sends one request and waits for its reply, within bounds.
@@ -166,10 +209,12 @@ impl ChunkLinks {
         match self.connect(replica).await {
             Ok(link) => {
                 *peer.link.lock() = Some(link.clone());
+                *peer.refused_since.lock() = None;
                 Ok(link)
             }
             Err(why) => {
                 *peer.refused_at.lock() = Some(Instant::now());
+                peer.refused_since.lock().get_or_insert_with(Instant::now);
                 Err(peer.failed(replica, why))
             }
         }
@@ -186,6 +231,7 @@ impl ChunkLinks {
             version: PROTOCOL_VERSION,
             oldest_version: OLDEST_PROTOCOL_VERSION,
             cluster: self.cluster.clone(),
+            writer: self.writer.clone(),
         };
         let problem = match tokio::time::timeout(CONNECT_TIMEOUT, link.call(&hello, Vec::new())).await {
             Ok(Ok((welcome, _))) if welcome.server == replica.server.0 => return Ok(link),
@@ -232,6 +278,10 @@ impl Ready<'_> {
 }
 
 impl Peer {
+    fn is_gone(&self) -> bool {
+        self.refused_since.lock().is_some_and(|since| since.elapsed() >= PATIENCE)
+    }
+
     fn live(&self) -> Option<Arc<Link>> {
         self.link.lock().clone().filter(|link| !link.is_closed())
     }

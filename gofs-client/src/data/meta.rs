@@ -77,6 +77,8 @@ pub struct ChunkLocation {
     pub blocks_4k: u32,
     /// The current replicas; may be empty while none is known.
     pub replicas: Vec<Replica>,
+    /// There is no server left that could have one.
+    pub lost: bool,
 }
 
 /// A file as the server has it.

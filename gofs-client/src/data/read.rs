@@ -8,10 +8,10 @@ use futures_util::future::try_join_all;
 use gofs_tree::{ByteRange, FsError, Ino};
 use tokio::sync::watch;
 
+use super::FileData;
 use super::fetch::push_zeros;
 use super::file::{FetchResult, File};
-use super::state::{FetchId, FileState, ReadPiece};
-use super::{Content, FileData};
+use super::state::{FetchId, ReadPiece};
 
 /// One request to a ChunkServer asks for at most this, and for nothing on both sides of a multiple of it, bytes.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -89,19 +89,6 @@ impl FileData {
             [ReadPiece::Fetch(range)] => Some(range),
             _ => None,
         }
-    }
-
-    /// As `read`, of a file on which no lease is held: nothing is cached.
-    pub async fn read_once(
-        self: &Arc<Self>,
-        ino: Ino,
-        content: Content,
-        offset: u64,
-        len: u32,
-    ) -> Result<Vec<Bytes>, FsError> {
-        let mut state = FileState::new(ino, self.geometry(), content);
-        state.retire();
-        self.read_file(&Arc::new(File::new(ino, state)), offset, u64::from(len)).await
     }
 
     async fn read_file(

@@ -5,12 +5,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use gofs_tree::{AttrChange, EditOp, FsError, Ino, TimeChange, Timestamp};
+use gofs_tree::{AttrChange, ChunkIndex, EditOp, FsError, Ino, TimeChange, Timestamp};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use super::fake::{CHUNK_BYTES, FakeCluster, INO};
-use super::{DataConfig, FileData};
+use super::{DataConfig, FileData, FileMeta};
 
 const CHUNK: u64 = CHUNK_BYTES as u64;
 
@@ -64,6 +64,25 @@ impl Mount {
 
 fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed).wrapping_add((i >> 8) as u8)).collect()
+}
+
+#[tokio::test]
+async fn a_chunk_that_nobody_has_written_is_zeros_and_is_written_where_it_is() {
+    let mount = Mount::new(|_| {}).await;
+    // Its author died before it wrote, or found no room.
+    let made = mount.cluster.allocate(INO, vec![ChunkIndex(0)]).await.unwrap();
+    mount.truncate(100_000).await;
+    mount.cluster.map_read_only.store(true, Ordering::Relaxed);
+    mount.reload().await;
+    assert_eq!(mount.read(90_000, 100).await, vec![0; 100]);
+    let bytes = pattern(20_000, 3);
+    mount.write(0, &bytes).await;
+    mount.data.flush(INO, true).await.unwrap();
+    assert_eq!(mount.read(0, 20_000).await, bytes);
+    let added = |op: &EditOp| matches!(op, EditOp::AddChunk { .. });
+    assert!(!mount.cluster.commits.lock().iter().any(added), "the place was taken");
+    let map = mount.cluster.chunk_map(INO, ChunkIndex(0), 1).await.unwrap();
+    assert_eq!(map.iter().map(|chunk| chunk.chunk).collect::<Vec<_>>(), [made[0].chunk]);
 }
 
 #[tokio::test]
@@ -174,6 +193,18 @@ async fn a_replica_that_lost_its_chunk_is_not_made_again_by_a_write() {
         mount.reload().await;
         assert_eq!(mount.read(0, 60_000).await, bytes);
     }
+}
+
+#[tokio::test]
+async fn a_chunk_that_no_server_has_is_an_error_and_not_waited_for() {
+    let mount = Mount::new(|_| {}).await;
+    mount.write(0, &pattern(150_000, 1)).await;
+    mount.reload().await;
+    mount.cluster.lose_chunk(INO, 1);
+    let read = mount.data.read(INO, 70_000, 100);
+    let read = tokio::time::timeout(Duration::from_secs(60), read).await.expect("no waiting for ever");
+    assert_eq!(read, Err(FsError::Io));
+    assert_eq!(mount.read(0, 1000).await, pattern(150_000, 1)[..1000], "the rest of the file is there");
 }
 
 #[tokio::test]
@@ -487,20 +518,6 @@ async fn the_read_cache_keeps_to_its_budget() {
     }
     mount.data.drop_clean(INO);
     assert_eq!(mount.data.dirty().cached_bytes, 0);
-}
-
-#[tokio::test]
-async fn an_uncached_read_leaves_nothing_behind() {
-    let mount = Mount::new(|_| {}).await;
-    let bytes = pattern(100_000, 1);
-    mount.write(0, &bytes).await;
-    mount.flush().await;
-    mount.data.drop_clean(INO);
-    let read = mount.data.read_once(INO, mount.cluster.content(INO), 10, 200_000).await.unwrap();
-    assert_eq!(read.concat(), &bytes[10..]);
-    assert!(!mount.data.is_loaded(INO));
-    assert_eq!(mount.data.dirty().cached_bytes, 0);
-    assert_eq!(mount.data.read(INO, 0, 1).await, Err(FsError::NotCached));
 }
 
 #[tokio::test]

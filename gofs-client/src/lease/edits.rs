@@ -23,7 +23,93 @@ pub fn made_by(edit: &Edit) -> Option<Ino> {
     if let EditOp::Create { ino, .. } = &edit.op { Some(*ino) } else { None }
 }
 
+/// The inodes of which it is known beforehand that an edit changes them; those that names stand for are not among them.
+pub fn concerned(op: &EditOp) -> Vec<Ino> {
+    match op {
+        EditOp::Create { parent, .. } | EditOp::Unlink { parent, .. } | EditOp::Rmdir { parent, .. } => {
+            vec![*parent]
+        }
+        EditOp::Link { ino, parent, .. } => vec![*ino, *parent],
+        EditOp::Rename { parent, new_parent, .. } if parent == new_parent => vec![*parent],
+        EditOp::Rename { parent, new_parent, .. } => vec![*parent, *new_parent],
+        EditOp::SetAttr { ino, .. }
+        | EditOp::SetXattr { ino, .. }
+        | EditOp::RemoveXattr { ino, .. }
+        | EditOp::WriteInline { ino, .. }
+        | EditOp::AddChunk { ino, .. }
+        | EditOp::Extend { ino, .. }
+        | EditOp::Allocate { ino, .. }
+        | EditOp::Punch { ino, .. }
+        | EditOp::ReleaseOrphan { ino, .. } => vec![*ino],
+    }
+}
+
+/// The inode that the edit changes by its number: of parents it changes the times only.
+pub fn changed_itself(op: &EditOp) -> Option<Ino> {
+    match op {
+        EditOp::SetAttr { ino, .. }
+        | EditOp::SetXattr { ino, .. }
+        | EditOp::RemoveXattr { ino, .. }
+        | EditOp::Link { ino, .. } => Some(*ino),
+        _ => None,
+    }
+}
+
+/// Changes of an inode that the servers are asked for, and that they have not all answered.
+#[derive(Debug, Default)]
+pub(super) struct Changing {
+    count: u32,
+    /// There were several at a time: in which order they were made the answers do not tell.
+    several: bool,
+}
+
 impl LeaseTable {
+    /// The servers are asked to change these: what they are after that is not known here before the answer.
+    pub fn begin_change(&mut self, inos: &[Ino]) {
+        for ino in inos {
+            let changing = self.changing.entry(*ino).or_default();
+            changing.count += 1;
+            changing.several |= changing.count > 1;
+        }
+    }
+
+    /// The answer came, or nobody waits for it any more.
+    pub fn end_change(&mut self, inos: &[Ino]) {
+        self.changes += 1;
+        for ino in inos {
+            if let Some(changing) = self.changing.get_mut(ino) {
+                changing.count -= 1;
+                if changing.count == 0 {
+                    self.changing.remove(ino);
+                }
+            }
+            if let Some(entry) = self.inodes.get_mut(ino) {
+                entry.changed = self.changes;
+            }
+        }
+    }
+
+    /// Changes by the servers that have ended: what a question remembers, for [`LeaseTable::has_changed`].
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Whether the servers may have changed the inode for this mount since then: the answer to a question that was asked then may
+    /// not know of it.
+    pub fn has_changed(&self, ino: Ino, since: u64) -> bool {
+        self.is_changing([&ino]) || self.inodes.get(&ino).map_or(self.changes, |entry| entry.changed) > since
+    }
+
+    /// Whether the servers may be changing one of these for this mount at the moment.
+    pub fn is_changing<'a>(&self, inos: impl IntoIterator<Item = &'a Ino>) -> bool {
+        !self.changing.is_empty() && inos.into_iter().any(|ino| self.changing.contains_key(ino))
+    }
+
+    /// Whether the answer to one change of it may be older than what the answer to another has told.
+    pub(super) fn is_order_unknown(&self, ino: Ino) -> bool {
+        self.changing.get(&ino).is_some_and(|changing| changing.several)
+    }
+
     /// What the edit does to what is held here under Write; nothing is changed yet. NotCached where the servers
     /// have to be asked.
     pub fn try_apply(&self, edit: &Edit, limits: NamespaceLimits) -> Result<(Outcome, Changed), FsError> {
@@ -49,7 +135,7 @@ impl LeaseTable {
                 has_xattrs: inode.has_xattrs,
             };
             if is_new {
-                self.learn(&node);
+                self.take_in(&node);
             } else if let Some(entry) = self.inodes.get_mut(&ino) {
                 entry.cached.attr = Some(node.attr.clone());
                 entry.cached.has_xattrs = inode.has_xattrs;

@@ -58,6 +58,8 @@ pub(super) struct Entry {
     /// Edits of it that were applied here and that the servers do not have yet; the last of them.
     pub pending: u32,
     pub edited: Position,
+    /// When the servers changed it last for this mount, in the table's count of such changes.
+    pub changed: u64,
     pub last_used: u64,
     /// Its place in the table's clock, while it has a lease.
     pub clocked: u64,

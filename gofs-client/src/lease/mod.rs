@@ -18,7 +18,7 @@ mod table;
 mod uses;
 mod walk;
 
-pub use edits::{Position, made_by};
+pub use edits::{Position, changed_itself, concerned, made_by};
 pub use evict::Eviction;
 pub use listings::KernelListing;
 pub use names::Listing;

@@ -218,6 +218,12 @@ impl LeaseTable {
         self.inodes.get(&ino).is_some_and(|entry| entry.removed)
     }
 
+    /// Whether it is gone, where it is asked of an inode of which an edit was on its way: its lease is held until then, or
+    /// it is open and has no name.
+    pub fn is_gone(&self, ino: Ino) -> bool {
+        self.inodes.get(&ino).is_none_or(|entry| entry.removed || entry.lease.is_none())
+    }
+
     /// Begins an operation that needs at least `mode` on the inode until it ends: a recall waits for it.
     pub fn hold(&mut self, ino: Ino, mode: LeaseMode, now: BootTime) -> Holding {
         if self.is_parked(ino) { Holding::Wait } else { self.hold_before_parked(ino, mode, now) }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use gofs_proto::convert::{Grant, Node};
 use gofs_tree::{Attr, DirEntry, FileType, Ino, LeaseMode, Name, XattrName};
 
+use super::edits::Changing;
 use super::entry::{Entry, Lease};
 use super::names::{Directory, Known, Listing};
 use super::uses::UseGuard;
@@ -48,6 +49,9 @@ pub struct LeaseTable {
     /// made before. With the number of messages that say so.
     pub(super) releasing: HashMap<Ino, u32>,
     pub(super) walk: Walk,
+    /// Which inodes the servers are asked to change at the moment, by how many requests.
+    pub(super) changing: HashMap<Ino, Changing>,
+    pub(super) changes: u64,
     /// Leases in the order in which they may be given back, with the tick at which each took its place; an entry with
     /// another tick has another place.
     pub(super) clock: VecDeque<(Ino, u64)>,
@@ -191,8 +195,19 @@ impl LeaseTable {
         usable
     }
 
-    /// Takes an inode in as the server told it. True where it is cached now.
+    /// Takes an inode in as the server told it. True where it is cached now: not a directory that the servers change for this
+    /// mount, because the answer to a question may be older than that change, and be handled after it.
     pub fn learn(&mut self, node: &Node) -> bool {
+        if node.attr.file_type == FileType::Directory && self.is_changing([&node.attr.ino]) {
+            if let Some(grant) = node.grant {
+                self.grant(grant);
+            }
+            return false;
+        }
+        self.take_in(node)
+    }
+
+    pub(super) fn take_in(&mut self, node: &Node) -> bool {
         let ino = node.attr.ino;
         let Some(grant) = node.grant else { return false };
         if !self.grant(grant) {
@@ -218,7 +233,7 @@ impl LeaseTable {
     pub fn learn_changed(&mut self, node: &Node) -> bool {
         // Where edits follow, neither what is here nor what the reply says is all.
         let pending = self.last_edit(node.attr.ino).is_some();
-        let learned = self.learn(node) && !pending;
+        let learned = self.take_in(node) && !pending && !self.is_order_unknown(node.attr.ino);
         if !learned {
             self.forget_attr(node.attr.ino);
         }
@@ -242,8 +257,9 @@ impl LeaseTable {
         self.settle(ino);
     }
 
-    /// A name, as a reply told it. `granted`: with permission to keep it.
+    /// A name, as the answer to an edit told it. `granted`: with permission to keep it.
     pub fn learn_name(&mut self, parent: Ino, name: &Name, entry: Option<DirEntry>, granted: bool) {
+        let granted = granted && !self.is_order_unknown(parent);
         let Some(dir) = self.inodes.get_mut(&parent).filter(|dir| dir.lease.is_some()) else { return };
         let known = match entry {
             _ if !granted || dir.recall.is_some() => Known::Unknown,
@@ -254,8 +270,10 @@ impl LeaseTable {
         self.settle(parent);
     }
 
-    /// As `learn_name`, from the answer to a question: edits that were made here since are newer.
+    /// As `learn_name`, from the answer to a question: edits that were made here since are newer, and those that are under way
+    /// may be.
     pub fn learn_answer(&mut self, parent: Ino, name: &Name, entry: Option<DirEntry>, granted: bool) {
+        let granted = granted && !self.is_changing([&parent]);
         let own = self.inodes.get_mut(&parent).filter(|dir| dir.pending > 0);
         if own.is_none_or(|dir| dir.directory().get(name) == Known::Unknown) {
             self.learn_name(parent, name, entry, granted);
@@ -291,6 +309,7 @@ impl LeaseTable {
         end: bool,
         granted: bool,
     ) -> Option<Listing> {
+        let granted = granted && !self.is_changing([&ino]);
         let dir = self.inodes.get_mut(&ino).filter(|dir| dir.lease.is_some())?;
         if !granted || dir.recall.is_some() {
             dir.directory().break_listing();
@@ -318,7 +337,9 @@ impl LeaseTable {
 
     /// All extended attributes, with permission to keep them.
     pub fn learn_xattrs(&mut self, ino: Ino, xattrs: BTreeMap<XattrName, Bytes>) {
-        if let Some(entry) = self.inodes.get_mut(&ino).filter(|e| e.lease.is_some() && e.recall.is_none()) {
+        let changing = self.is_changing([&ino]);
+        let usable = |e: &&mut Box<Entry>| e.lease.is_some() && e.recall.is_none() && !changing;
+        if let Some(entry) = self.inodes.get_mut(&ino).filter(usable) {
             entry.cached.has_xattrs = !xattrs.is_empty();
             entry.cached.xattrs = Some(xattrs);
         }
@@ -342,6 +363,14 @@ impl LeaseTable {
         Some(entry)
     }
 
+    /// The same, and not while the servers change it for this mount: others may have seen the change before its answer is here.
+    fn settled(&mut self, ino: Ino, now: BootTime) -> Option<&mut Entry> {
+        if self.is_changing([&ino]) {
+            return None;
+        }
+        self.usable(ino, now)
+    }
+
     /// Permission for the kernel to keep what was learned of an inode; none at all where it is not cached.
     pub fn permit(&mut self, ino: Ino, now: BootTime) -> Permit {
         let ttl = self.validity(now);
@@ -363,7 +392,7 @@ impl LeaseTable {
     /// Attributes.
     pub fn attr(&mut self, ino: Ino, now: BootTime) -> Option<(Attr, Permit)> {
         let ttl = self.validity(now);
-        let entry = self.usable(ino, now)?;
+        let entry = self.settled(ino, now)?;
         let attr = entry.cached.attr.clone()?;
         Some((attr, Permit { ttl, guard: entry.uses.enter() }))
     }
@@ -371,7 +400,7 @@ impl LeaseTable {
     /// What a name is.
     pub fn lookup(&mut self, parent: Ino, name: &Name, now: BootTime) -> NameAnswer {
         let ttl = self.validity(now);
-        let Some(dir) = self.usable(parent, now) else { return NameAnswer::Unknown };
+        let Some(dir) = self.settled(parent, now) else { return NameAnswer::Unknown };
         let directory = dir.directory();
         let known = directory.get(name);
         let fetched = &mut directory.fetched;
@@ -427,7 +456,7 @@ impl LeaseTable {
         look: impl FnOnce(&BTreeMap<XattrName, Bytes>) -> T,
     ) -> Option<(T, Permit)> {
         let ttl = self.validity(now);
-        let entry = self.usable(ino, now)?;
+        let entry = self.settled(ino, now)?;
         let none = BTreeMap::new();
         let known_empty = entry.cached.attr.is_some() && !entry.cached.has_xattrs;
         let xattrs = entry.cached.xattrs.as_ref().or(known_empty.then_some(&none))?;
@@ -441,7 +470,7 @@ impl LeaseTable {
 
     /// Every entry of a directory that is known whole, and the directory above it.
     pub fn list(&mut self, ino: Ino, now: BootTime) -> Option<(Ino, Vec<(Name, DirEntry)>)> {
-        let directory = self.usable(ino, now)?.cached.directory.as_ref()?;
+        let directory = self.settled(ino, now)?.cached.directory.as_ref()?;
         let parent = directory.parent?;
         let all = directory.all()?.map(|(name, entry)| (name.clone(), entry)).collect();
         if directory.fetched.unseen.is_some() {

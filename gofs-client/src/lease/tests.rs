@@ -405,6 +405,53 @@ fn a_name_recalled_in_an_incomplete_listing_is_unknown_after_its_end() {
 }
 
 #[test]
+fn while_the_servers_change_a_directory_for_this_mount_answers_to_questions_are_used_once() {
+    let mut table = table();
+    table.begin_change(&[DIR]);
+    // Another mount may have seen it already.
+    assert!(matches!(table.lookup(DIR, &name("file"), at(1)), NameAnswer::Unknown));
+    assert!(table.attr(DIR, at(1)).is_none());
+    assert!(!table.learn(&node(DIR, Some(LeaseMode::Read), 1)));
+    table.learn_answer(DIR, &name("a"), None, true);
+    assert!(matches!(table.lookup(DIR, &name("a"), at(1)), NameAnswer::Unknown));
+    assert!(table.learn_page(DIR, DIR, std::iter::empty(), true, None, true, true).is_none());
+    // The answer to the change itself is not.
+    assert!(table.learn_changed(&node(DIR, Some(LeaseMode::Read), 1)));
+    table.learn_name(DIR, &name("a"), None, true);
+    table.end_change(&[DIR]);
+    assert!(matches!(table.lookup(DIR, &name("a"), at(1)), NameAnswer::Absent(_)));
+    assert!(table.learn(&node(DIR, Some(LeaseMode::Read), 1)));
+}
+
+#[test]
+fn an_answer_that_was_asked_for_before_a_change_ended_may_not_know_of_it() {
+    let mut table = table();
+    let before = table.changes();
+    table.begin_change(&[DIR]);
+    assert!(table.has_changed(DIR, before) && !table.has_changed(FILE, before));
+    table.end_change(&[DIR]);
+    assert!(table.has_changed(DIR, before) && !table.has_changed(FILE, before));
+    assert!(table.has_changed(OTHER, before), "nothing is known of it");
+    assert!(!table.has_changed(DIR, table.changes()));
+}
+
+#[test]
+fn of_changes_that_were_under_way_at_the_same_time_nothing_is_believed() {
+    let mut table = table();
+    table.begin_change(&[DIR]);
+    table.begin_change(&[DIR]);
+    // A name was removed and then made again; the second answer comes first.
+    table.learn_name(DIR, &name("a"), Some(entry(FILE)), true);
+    assert!(!table.learn_changed(&node(DIR, Some(LeaseMode::Read), 1)));
+    table.end_change(&[DIR]);
+    table.learn_name(DIR, &name("a"), None, true);
+    assert!(!table.learn_changed(&node(DIR, Some(LeaseMode::Read), 1)));
+    table.end_change(&[DIR]);
+    assert!(matches!(table.lookup(DIR, &name("a"), at(1)), NameAnswer::Unknown));
+    assert!(table.attr(DIR, at(1)).is_none());
+}
+
+#[test]
 fn a_page_without_a_grant_breaks_the_listing() {
     let mut table = table();
     let listing = table.learn_page(DIR, DIR, std::iter::empty(), true, None, false, true);

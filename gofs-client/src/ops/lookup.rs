@@ -77,16 +77,20 @@ impl Client {
         let core = self.core.clone();
         let request = Lookup { parent: parent.0, name: name.as_bytes().to_vec().into() };
         let name = name.clone();
+        let asked = self.core.table.lock().changes();
         self.core
             .session
             .call(request, move |reply| {
                 let node = reply.node.as_ref().map(Node::try_from).transpose().map_err(|e| garbled(&e))?;
                 let dir = reply.dir.as_ref().map(Grant::try_from).transpose().map_err(|e| garbled(&e))?;
                 let mut table = core.table.lock();
-                let granted = dir.is_some_and(|grant| table.grant(grant));
+                // Before the grant, which makes an inode known that was not.
+                let has_changed = table.has_changed(parent, asked);
+                let granted = dir.is_some_and(|grant| table.grant(grant)) && !has_changed;
                 let answer = match node {
                     Some(node) => {
-                        let learned = core.take_in(&mut table, &node);
+                        let learned =
+                            !table.has_changed(node.attr.ino, asked) && core.take_in(&mut table, &node);
                         let entry = DirEntry { ino: node.attr.ino, file_type: node.attr.file_type };
                         table.learn_answer(parent, &name, Some(entry), granted);
                         core.answer(&mut table, node.attr, learned).map(Some)

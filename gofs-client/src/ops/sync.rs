@@ -1,8 +1,9 @@
 //! What must not be lost: flush, fsync.
 
-use gofs_tree::{FsError, Ino};
+use gofs_tree::{FsError, Ino, LeaseMode};
 
 use crate::client::Client;
+use crate::core::Hold;
 use crate::handle::FileHandle;
 
 impl Client {
@@ -22,10 +23,35 @@ impl Client {
         // The size and times that fdatasync may leave out travel with what it must not.
         let _ = datasync;
         self.core.unparked(file.ino()).await?;
-        let flushed = self.core.data.flush(file.ino(), true).await;
+        let known = self.be_known(file.ino()).await?;
+        let flushing = self.core.data.flush(file.ino(), true);
+        // What the flush needs it has now, and servers that do not answer must not keep other mounts from the file.
+        drop(known);
+        let flushed = flushing.await;
         let committed = self.core.commit_all().await;
         let told = self.core.data.take_error(file.ino(), &file.0.errors);
         flushed.and(committed).and(told).and(self.core.told_of_lost_edits(&file.0.lost_edits))
+    }
+
+    /// What this mount wrote under a lease that is gone by now is with the ChunkServers, but maybe not on stable storage: of a file
+    /// of which nothing is known any more, all chunks are to be synced, so they have to be known.
+    async fn be_known(&self, ino: Ino) -> Result<Option<Hold>, FsError> {
+        if self.core.data.is_loaded(ino) {
+            return Ok(None);
+        }
+        let known = async {
+            let hold = self.core.hold(ino, LeaseMode::Read).await?;
+            if !self.core.data.is_loaded(ino) {
+                drop(self.core.fetch(ino, LeaseMode::Read).await?);
+            }
+            Ok(hold)
+        };
+        match known.await {
+            Ok(hold) => Ok(Some(hold)),
+            // Of what is gone nothing can be missed.
+            Err(FsError::NotFound | FsError::Stale) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Every change of the tree that was made before is committed. One that was lost is an error, once.

@@ -7,8 +7,9 @@ use gofs_proto::convert::ConvertError;
 use gofs_proto::frame::Frame;
 use gofs_proto::kind::Request;
 use gofs_proto::session::failure::Code;
-use gofs_proto::session::{Failure, Hello, Recall, RecallSlice, Welcome};
+use gofs_proto::session::{Failure, Hello, Members, Recall, RecallSlice, Welcome};
 use gofs_proto::{CallError, Link, LinkHandler};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::clock::BootTime;
@@ -49,6 +50,8 @@ pub struct Door {
     pub core: OnceLock<Weak<Core>>,
     /// The connection has ended and no reply will be handled any more.
     pub closed: Notify,
+    /// Where the MetaServers are, as this one said last; empty: it has not said yet.
+    pub members: Mutex<Vec<String>>,
 }
 
 impl LinkHandler for Door {
@@ -62,8 +65,20 @@ impl LinkHandler for Door {
                 None => link.reply::<RecallSlice>(request.id, &Default::default(), Vec::new()),
             };
         }
+        if request.kind == Members::KIND {
+            return match <Members as prost::Message>::decode(request.header.clone()) {
+                Ok(members) => {
+                    *self.members.lock() = members.addresses;
+                    link.reply::<Members>(request.id, &Default::default(), Vec::new());
+                }
+                Err(_) => refuse(ConvertError::Missing("a readable header").into()),
+            };
+        }
         if request.kind != Recall::KIND {
-            return refuse(Failure::new(Code::BadRequest, "a client takes recalls only"));
+            return refuse(Failure::new(
+                Code::BadRequest,
+                "a client takes recalls and news of the members only",
+            ));
         }
         let Some(core) = core else {
             // Nothing is cached, nothing open: a recall finds nothing here.

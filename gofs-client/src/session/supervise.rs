@@ -15,6 +15,16 @@ use crate::core::Core;
 
 /// Pause after every known address has been tried: from, to.
 const ROUND_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// While an election is likely to be under way, nobody pauses for longer than this: its end is waited for by all.
+const ELECTION: Duration = Duration::from_secs(5);
+const ELECTION_PAUSE: Duration = Duration::from_millis(100);
+/// Longest wait for the server that has just been lost, where others may lead by now.
+const LOST_TIMEOUT: Duration = Duration::from_secs(1);
+/// Where requests wait for so long, the server is asked whether it is there still, and given so long to answer.
+const SUSPICION: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(500);
 /// Times that servers may send us on to one another within a round.
 const HINTS_MAX: usize = 4;
 /// Addresses learned from servers that are kept beside the configured ones.
@@ -23,28 +33,60 @@ const LEARNED_MAX: usize = 16;
 /// Which addresses to try, in order.
 pub struct Addresses {
     configured: Vec<String>,
+    /// Where the MetaServers are, as the last leader said. Those of the configuration may all be gone by now.
+    members: Vec<String>,
+    /// Leaders that were found elsewhere.
     learned: VecDeque<String>,
+    preferred: Option<String>,
+    /// The connection to this one was lost a moment ago.
+    lost: Option<String>,
 }
 
 impl Addresses {
     /// Those of the configuration.
     pub fn new(configured: Vec<String>) -> Self {
-        Addresses { configured, learned: VecDeque::new() }
+        Addresses { configured, members: Vec::new(), learned: VecDeque::new(), preferred: None, lost: None }
     }
 
     /// This one first from now on.
     fn prefer(&mut self, address: &str) {
-        if let Some(at) = self.configured.iter().position(|a| a == address) {
-            self.configured[..=at].rotate_right(1);
-        } else {
+        self.preferred = Some(address.to_owned());
+        self.lost = None;
+        if !self.configured.iter().any(|a| a == address) {
             self.learned.retain(|a| a != address);
             self.learned.push_front(address.to_owned());
             self.learned.truncate(LEARNED_MAX);
         }
     }
 
+    /// This one last: it may be gone, and not even say so.
+    fn lose(&mut self, address: &str) {
+        self.lost = Some(address.to_owned());
+    }
+
+    fn is_lost(&self, address: &str) -> bool {
+        self.lost.as_deref() == Some(address)
+    }
+
+    /// What a leader says of where the MetaServers are; one of an older version says nothing.
+    pub fn are_at(&mut self, members: Vec<String>) {
+        if !members.is_empty() {
+            self.members = members;
+        }
+    }
+
     fn all(&self) -> VecDeque<String> {
-        self.configured.iter().chain(&self.learned).cloned().collect()
+        let mut all = Vec::new();
+        for address in self.preferred.iter().chain(&self.members).chain(&self.configured).chain(&self.learned)
+        {
+            if !all.contains(address) {
+                all.push(address.clone());
+            }
+        }
+        if let Some(at) = all.iter().position(|address| self.is_lost(address)) {
+            all[at..].rotate_left(1);
+        }
+        all.into()
     }
 }
 
@@ -58,20 +100,26 @@ async fn round(
     tried: &mut Vec<String>,
 ) -> Option<Greeting> {
     let mut queue = addresses.all();
-    queue.extend(first.iter().cloned());
-    if first.is_some() {
-        queue.rotate_right(1);
+    if let Some(first) = first {
+        queue.retain(|address| *address != first);
+        queue.push_front(first);
     }
+    let alone = queue.len() == 1;
     let mut hints = 0;
     while let Some(address) = queue.pop_front() {
+        let lost = addresses.is_lost(&address) && !alone;
+        let timeout = if lost { timeout.min(LOST_TIMEOUT) } else { timeout };
         match greet(&address, hello, timeout, core.cloned()).await {
             Greeting::Welcome(greeted) => {
                 addresses.prefer(&address);
+                addresses.are_at(greeted.welcome.metas.clone());
                 return Some(Greeting::Welcome(greeted));
             }
             Greeting::NotLeader(leader) => {
                 tried.push(format!("{address}: not the leader"));
-                if let Some(leader) = leader.filter(|_| hints < HINTS_MAX) {
+                // One that was lost leads still for those that have not noticed; its turn comes.
+                if let Some(leader) = leader.filter(|leader| hints < HINTS_MAX && !addresses.is_lost(leader))
+                {
                     hints += 1;
                     queue.retain(|a| *a != leader);
                     queue.push_front(leader);
@@ -112,6 +160,7 @@ pub async fn find_leader(
 pub async fn supervise(core: Weak<Core>, mut addresses: Addresses, mut link: Arc<Link>, mut door: Arc<Door>) {
     loop {
         keep_alive(&core, &link, &door).await;
+        addresses.are_at(std::mem::take(&mut door.members.lock()));
         let Some(strong) = core.upgrade() else { return };
         strong.session.set(None);
         if strong.session.is_stopped() {
@@ -119,6 +168,7 @@ pub async fn supervise(core: Weak<Core>, mut addresses: Addresses, mut link: Arc
         }
         let lost_at = Instant::now();
         let server = strong.session_address();
+        addresses.lose(&server);
         drop(strong);
         tracing::info!(server, "connection to the MetaServer lost");
         let Some(greeted) = reconnect(&core, &mut addresses).await else { return };
@@ -138,7 +188,8 @@ pub async fn supervise(core: Weak<Core>, mut addresses: Addresses, mut link: Arc
 /// Until the mount ends (`None`) or a server takes the session.
 async fn reconnect(core: &Weak<Core>, addresses: &mut Addresses) -> Option<Greeted> {
     let mut pause = ROUND_PAUSE.0;
-    let mut told = Instant::now();
+    let begun = Instant::now();
+    let mut told = begun;
     loop {
         let mut tried = Vec::new();
         let (hello, hint, timeout) = {
@@ -165,7 +216,26 @@ async fn reconnect(core: &Weak<Core>, addresses: &mut Addresses) -> Option<Greet
             told = Instant::now();
         }
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(ROUND_PAUSE.1);
+        let longest = if begun.elapsed() < ELECTION { ELECTION_PAUSE } else { ROUND_PAUSE.1 };
+        pause = (pause * 2).min(longest);
+    }
+}
+
+/// Waits until it is time for the next KeepAlive, or, and then true, requests have waited for so long that the server may be
+/// gone without a word: frozen, or cut off.
+async fn beat_is_due(core: &Weak<Core>, period: Duration) -> bool {
+    let begun = Instant::now();
+    loop {
+        let left = period.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return false;
+        }
+        tokio::time::sleep(left.min(LOOK)).await;
+        let Some(core) = core.upgrade() else { return false };
+        let waits = core.session.waits.list();
+        if begun.elapsed() >= SUSPICION && waits.iter().any(|wait| wait.since.elapsed() >= SUSPICION) {
+            return true;
+        }
     }
 }
 
@@ -174,17 +244,21 @@ async fn keep_alive(core: &Weak<Core>, link: &Arc<Link>, door: &Arc<Door>) {
     let closed = door.closed.notified();
     tokio::pin!(closed);
     while let Some(period) = core.upgrade().map(|core| core.validity() / 4) {
-        tokio::select! {
+        let suspicious = tokio::select! {
             () = &mut closed => return,
-            () = tokio::time::sleep(period) => {}
-        }
+            suspicious = beat_is_due(core, period) => suspicious,
+        };
+        let timeout = if suspicious { PROBE_TIMEOUT.min(period * 2) } else { period * 2 };
         let sent = BootTime::now();
         let beat = async {
             let Some(message) = core.upgrade().map(|core| core.keep_alive()) else { return };
-            let reply = tokio::time::timeout(period * 2, link.call(&message, Vec::new())).await;
+            let reply = tokio::time::timeout(timeout, link.call(&message, Vec::new())).await;
             let Some(core) = core.upgrade() else { return };
             match reply {
-                Ok(Ok(_)) => core.renewed(sent),
+                Ok(Ok((reply, _))) => {
+                    *door.members.lock() = reply.metas;
+                    core.renewed(sent);
+                }
                 Ok(Err(CallError::Refused(failure))) if failure.code() == Code::Retry => {}
                 Ok(Err(CallError::Refused(failure))) => {
                     if let Some(connection) = core.session.current() {
@@ -206,4 +280,26 @@ async fn keep_alive(core: &Weak<Core>, link: &Arc<Link>, door: &Arc<Door>) {
     }
     link.close();
     closed.await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_the_servers_are_now_is_tried_before_where_they_were() {
+        let mut addresses = Addresses::new(vec!["a:1".into(), "b:1".into()]);
+        assert_eq!(addresses.all(), ["a:1", "b:1"]);
+        addresses.prefer("b:1");
+        assert_eq!(addresses.all(), ["b:1", "a:1"]);
+        addresses.are_at(vec!["b:1".into(), "c:1".into(), "d:1".into()]);
+        assert_eq!(addresses.all(), ["b:1", "c:1", "d:1", "a:1"]);
+        addresses.are_at(Vec::new());
+        addresses.prefer("d:1");
+        assert_eq!(addresses.all(), ["d:1", "b:1", "c:1", "a:1"]);
+        addresses.lose("d:1");
+        assert_eq!(addresses.all(), ["b:1", "c:1", "a:1", "d:1"]);
+        addresses.prefer("d:1");
+        assert_eq!(addresses.all()[0], "d:1");
+    }
 }

@@ -72,6 +72,34 @@ async fn under_write_leases_nothing_waits_for_a_server() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_servers_change_a_directory_for_this_mount_nothing_is_changed_in_it_here() {
+    let (fake, client, _, dir) = alone().await;
+    let other = mkdir(&client, dir, "other").await;
+    mkdir(&client, dir, "sub").await;
+    let asked = fake.count("Edits");
+    fake.always::<wire::Edits>(Act::Ignore);
+    // Moving a directory is always the servers' to do.
+    let mover = client.clone();
+    let moving = tokio::spawn(async move {
+        mover.rename(dir, &name("sub"), dir, &name("moved"), RenameFlags::default()).await
+    });
+    fake.until(|fake| fake.count("Edits") > asked).await;
+    // What the answer says of the directory does not know of this, nor this of what is being done.
+    // (Another name than the new one: once asked for, it may be made before the move or after it.)
+    assert!(create(&client, dir, "beside").is_none(), "it is made before the answer");
+    drop(made(&client, other, "file"));
+    fake.well_behaved();
+    fake.drop_connection();
+    moving.await.unwrap().unwrap();
+    // In which order the two were made is not known here: the servers are asked.
+    let found = async |text| client.lookup(dir, &name(text)).await.unwrap().value.is_some();
+    assert!(found("moved").await && !found("sub").await);
+    let text = name("moved");
+    let again = client.create_open(dir, &text, Mode::new(0o644), Mode::new(0), 1, 1, flags());
+    assert_eq!(again.await.err(), Some(FsError::Exists));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn extended_attributes_are_changed_here_where_all_of_them_are_known() {
     let (fake, client, _, dir) = alone().await;
     fake.always::<wire::Batch>(Act::Ignore);
@@ -241,6 +269,42 @@ async fn a_refused_edit_is_told_by_close_once_to_each_writer() {
         assert_eq!(client.fsync(writer, false).await, Ok(()), "it was told");
     }
     assert_eq!(client.flush(&reader).await, Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_what_the_servers_removed_for_this_mount_meanwhile_is_no_loss() {
+    let (fake, client, _, dir) = alone().await;
+    let other = made(&client, dir, "other").1;
+    mkdir(&client, dir, "sub").await;
+    let (attr, file) = made(&client, dir, "a");
+    client.release(file).await;
+    client.sync_all().await.unwrap();
+    let (asked, batches) = (fake.count("Edits"), fake.count("Batch"));
+    fake.always::<wire::Edits>(Act::Ignore);
+    fake.always::<wire::Batch>(Act::Ignore);
+    // Moving a directory is the servers' to do, and then what else is done beside it.
+    let mover = client.clone();
+    let moving = tokio::spawn(async move {
+        mover.rename(dir, &name("sub"), dir, &name("moved"), RenameFlags::default()).await
+    });
+    fake.until(|fake| fake.count("Edits") > asked).await;
+    let remover = client.clone();
+    let removing = tokio::spawn(async move { remover.unlink(dir, &name("a")).await });
+    fake.until(|fake| fake.count("Edits") > asked + 1).await;
+    let change = AttrChange { mode: Some(Mode::new(0o600)), ..AttrChange::default() };
+    client.setattr(attr.ino, change).await.unwrap();
+    fake.until(|fake| fake.count("Batch") > batches).await;
+    fake.well_behaved();
+    fake.always::<wire::Batch>(Act::Ignore);
+    fake.drop_connection();
+    moving.await.unwrap().unwrap();
+    removing.await.unwrap().unwrap();
+    fake.well_behaved();
+    fake.drop_connection();
+    assert_eq!(client.fsync(&other, false).await, Ok(()));
+    assert_eq!(client.fsync_dir(dir).await, Ok(()));
+    assert_eq!(client.stats().lost_edits, 0);
+    assert!(client.lookup(dir, &name("a")).await.unwrap().value.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -120,6 +120,15 @@ async fn the_leader_is_found_through_a_server_that_does_not_lead() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_that_were_told_of_are_asked_when_all_known_before_are_gone() {
+    let (first, second) = (Fake::start().await, Fake::start().await);
+    let (_client, _) = first.mount().await;
+    first.tell_members(&[&second.address.to_string()]).await;
+    first.stop();
+    second.until(|second| second.requests().contains(&"Hello".to_owned())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mount_says_why_it_failed() {
     let fake = Fake::start().await;
     let kernel = Arc::new(Kernel::default());

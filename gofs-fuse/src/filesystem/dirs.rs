@@ -155,12 +155,20 @@ impl<B: Backend> Gofs<B> {
 impl<B: Backend> Shared<B> {
     /// Entries whose attributes came without permission to keep them get them now, all at once: this reply cannot
     /// tell an entry without (fuser's has one number for entry and inode). Those that vanished are left out.
+    ///
+    /// What has to be fetched may be with another mount, whose own listing may wait for what this one has: so nothing is held while
+    /// anything is waited for, and the kernel keeps none of it.
     async fn with_attributes(&self, mut items: Vec<DirItem>) -> Result<Vec<DirItem>, FsError> {
+        if items.iter().all(|item| item.attr.is_some() || is_dots(&item.name)) {
+            return Ok(items);
+        }
+        for item in &mut items {
+            item.attr = item.attr.take().map(|cached| Cached::once(cached.value));
+        }
         let bare = items.iter_mut().filter(|item| item.attr.is_none() && !is_dots(&item.name));
         let asked = bare.map(async |item| {
             match self.backend.getattr(item.ino).await {
-                // Not to be kept: by now the name may belong to another inode.
-                Ok(cached) => item.attr = Some(Cached { ttl: Duration::ZERO, ..cached }),
+                Ok(cached) => item.attr = Some(Cached::once(cached.value)),
                 Err(FsError::NotFound | FsError::Stale) => item.name.clear(),
                 Err(error) => return Err(error),
             }

@@ -1,7 +1,9 @@
 //! Requests about open files.
 //!
-//! The page cache is kept across opens: recalls invalidate it. Around it go handles for append, because only the
-//! daemon knows where the file ends, and O_DIRECT.
+//! The page cache is kept across opens: recalls invalidate it. Around it go O_DIRECT; handles for append, because only the
+//! daemon knows where the file ends; and handles that only write to what was there before: the kernel changes a cached page,
+//! for everybody here to see, before it asks the daemon, and another mount's write may come between. Who reads too,
+//! or made the file, is better off with the cache.
 
 use std::ffi::OsStr;
 
@@ -18,12 +20,20 @@ use crate::backend::{Backend, BackendFile};
 use crate::stats::Operation;
 
 impl<B: Backend> Gofs<B> {
+    /// How the backend and the kernel open what a program opens, or makes, with `flags`.
+    fn opened_as(&self, flags: i32, new: bool) -> (OpenFlags, FopenFlags) {
+        let mut open = open_flags(flags);
+        let kept = keep(open, !new && self.shared.kernel.drops_overwritten_pages());
+        open.direct |= kept.contains(FopenFlags::FOPEN_DIRECT_IO);
+        (open, kept)
+    }
+
     pub(super) fn do_open(&self, request: &Request, ino: INodeNo, flags: i32, answer: ReplyOpen) {
         let shared = self.shared.clone();
         let ino = shared.map.ino(ino);
         let privileged = keeps_privileges(request);
+        let (flags, kept) = self.opened_as(flags, false);
         let work = async move {
-            let flags = open_flags(flags);
             if flags.truncate && !privileged {
                 shared.kill_privileges(ino).await?;
             }
@@ -39,10 +49,7 @@ impl<B: Backend> Gofs<B> {
             request,
             answer,
             work,
-            |shared, answer, file| {
-                let kept = keep(file.flags());
-                answer.opened(shared.keep_file(file), kept);
-            },
+            move |shared, answer, file| answer.opened(shared.keep_file(file), kept),
             Shared::close,
         );
     }
@@ -61,9 +68,9 @@ impl<B: Backend> Gofs<B> {
         let shared = self.shared.clone();
         let (parent, entry) = (shared.map.ino(parent), name(entry));
         let (uid, gid) = (request.uid(), request.gid());
+        let (open, kept) = self.opened_as(flags, true);
         let work = async move {
             let (mode, umask) = (Mode::new(mode), Mode::new(umask));
-            let open = open_flags(flags);
             match shared.backend.create_open(parent, &entry?, mode, umask, uid, gid, open).await {
                 // Somebody else made it since the kernel looked. Opening it here would skip the check of
                 // permissions; ESTALE makes the kernel look again and open what is there.
@@ -76,9 +83,8 @@ impl<B: Backend> Gofs<B> {
             request,
             answer,
             work,
-            |shared, answer, (cached, file)| {
+            move |shared, answer, (cached, file)| {
                 let attr = shared.map.attr(&cached.value);
-                let kept = keep(file.flags());
                 // One time to live for both in this reply.
                 let ttl = cached.ttl.min(cached.entry_ttl);
                 shared.lookups().sent(attr.ino);
@@ -304,10 +310,11 @@ fn open_flags(flags: i32) -> OpenFlags {
     }
 }
 
-/// How the kernel treats an open file.
-fn keep(flags: OpenFlags) -> FopenFlags {
+/// How the kernel treats an open file. `around`: what only writes goes around its cache.
+fn keep(flags: OpenFlags, around: bool) -> FopenFlags {
     let mut kept = FopenFlags::FOPEN_KEEP_CACHE;
-    if flags.append || flags.direct {
+    let only_written = flags.write && !flags.read;
+    if flags.append || flags.direct || (only_written && around) {
         kept |= FopenFlags::FOPEN_DIRECT_IO;
     }
     if flags.direct && !flags.append {
@@ -336,11 +343,19 @@ mod tests {
 
     #[test]
     fn append_goes_around_the_page_cache_only_for_writers() {
-        assert_eq!(keep(open_flags(libc::O_RDONLY | libc::O_APPEND)), FopenFlags::FOPEN_KEEP_CACHE);
-        assert!(keep(open_flags(libc::O_RDWR | libc::O_APPEND)).contains(FopenFlags::FOPEN_DIRECT_IO));
-        assert_eq!(keep(open_flags(libc::O_RDWR)), FopenFlags::FOPEN_KEEP_CACHE);
-        let direct = keep(open_flags(libc::O_WRONLY | libc::O_DIRECT));
+        let keep = |flags| keep(open_flags(flags), true);
+        assert_eq!(keep(libc::O_RDONLY | libc::O_APPEND), FopenFlags::FOPEN_KEEP_CACHE);
+        assert!(keep(libc::O_RDWR | libc::O_APPEND).contains(FopenFlags::FOPEN_DIRECT_IO));
+        assert_eq!(keep(libc::O_RDWR), FopenFlags::FOPEN_KEEP_CACHE);
+        let direct = keep(libc::O_WRONLY | libc::O_DIRECT);
         assert!(direct.contains(FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES));
+    }
+
+    #[test]
+    fn what_only_writes_goes_around_the_page_cache_where_that_is_asked_for() {
+        let around = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_DIRECT_IO;
+        assert_eq!(keep(open_flags(libc::O_WRONLY), true), around);
+        assert_eq!(keep(open_flags(libc::O_WRONLY), false), FopenFlags::FOPEN_KEEP_CACHE);
     }
 
     #[test]

@@ -226,7 +226,7 @@ impl<B: Backend> Shared<B> {
         if loses {
             let change = AttrChange { kill_suid_sgid: true, ..AttrChange::default() };
             self.backend.setattr(ino, change).await?;
-            self.forget_attributes(ino).await;
+            self.kernel.forget_attributes(ino);
         }
         Ok(())
     }
@@ -246,12 +246,6 @@ impl<B: Backend> Shared<B> {
         if let Ok(file) = self.file(handle) {
             self.changed_unheard([file.ino()]);
         }
-    }
-
-    async fn forget_attributes(&self, ino: Ino) {
-        let kernel = self.kernel.clone();
-        // It can only fail if the runtime is going down, and the mount with it.
-        tokio::task::spawn_blocking(move || kernel.invalidate_attributes(ino)).await.ok();
     }
 }
 

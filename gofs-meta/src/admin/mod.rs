@@ -1,12 +1,16 @@
 //! Administration: the Admin service that `gofsctl` speaks to. One operation, one file.
 //!
 //! Answers on the leader only, from a state that holds everything committed before the call; elsewhere
-//! every call is UNAVAILABLE with the leader's address in the metadata. Whatever walks the
-//! state runs off the runtime's own threads.
+//! every call is UNAVAILABLE with the leader's address in the metadata. Only `MemberStatus` is each server's own view. Whatever
+//! walks the state runs off the runtime's own threads.
 
+mod backup;
 mod check;
+mod chunk_servers;
+mod members;
 mod namespaces;
-mod servers;
+mod problem;
+mod repair;
 mod sessions;
 mod status;
 mod sweep;
@@ -17,7 +21,7 @@ mod why;
 use std::{sync::Arc, time::Duration};
 
 use gofs_proto::cluster::{self, admin_server};
-use gofs_tree::FsError;
+use gofs_tree::{FsError, Timestamp};
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -87,6 +91,12 @@ fn millis(ago: Option<Duration>) -> u64 {
     ago.map_or(u64::MAX, |ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// The clock that people read, for what they are shown only.
+fn wall_clock() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::new(i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos())
+}
+
 type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
@@ -104,7 +114,24 @@ impl admin_server::Admin for AdminDoor {
         _: Request<cluster::ListServersRequest>,
     ) -> Answer<cluster::ListServersReply> {
         self.inner.confirm().await?;
-        Ok(Response::new(servers::list(&self.inner)))
+        self.inner.walk(chunk_servers::list).await.map(Response::new)
+    }
+
+    async fn set_draining(
+        &self,
+        request: Request<cluster::SetDrainingRequest>,
+    ) -> Answer<cluster::ListServersReply> {
+        self.inner.confirm().await?;
+        chunk_servers::set_draining(&self.inner, request.into_inner()).await?;
+        self.inner.walk(chunk_servers::list).await.map(Response::new)
+    }
+
+    async fn remove_server(
+        &self,
+        request: Request<cluster::RemoveServerRequest>,
+    ) -> Answer<cluster::RemoveServerReply> {
+        self.inner.confirm().await?;
+        chunk_servers::remove(&self.inner, request.into_inner()).await.map(Response::new)
     }
 
     async fn create_namespace(
@@ -154,8 +181,44 @@ impl admin_server::Admin for AdminDoor {
         self.inner.walk(move |admin| why::why(admin, request)).await.map(Response::new)
     }
 
-    async fn check(&self, _: Request<cluster::CheckRequest>) -> Answer<cluster::CheckReply> {
+    type BackupStream = backup::Parts;
+
+    async fn backup(&self, _: Request<cluster::BackupRequest>) -> Answer<backup::Parts> {
         self.inner.confirm().await?;
-        self.inner.walk(check::check).await.map(Response::new)
+        Ok(Response::new(backup::stream(&self.inner)))
+    }
+
+    async fn check(&self, request: Request<cluster::CheckRequest>) -> Answer<cluster::CheckReply> {
+        self.inner.confirm().await?;
+        repair::run(&self.inner, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn member_status(
+        &self,
+        _: Request<cluster::MemberStatusRequest>,
+    ) -> Answer<cluster::MemberStatusReply> {
+        // Of this server, whoever leads.
+        members::status(&self.inner).map(Response::new)
+    }
+
+    async fn add_meta(&self, request: Request<cluster::AddMetaRequest>) -> Answer<cluster::AddMetaReply> {
+        self.inner.confirm().await?;
+        members::add(&self.inner, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn remove_meta(
+        &self,
+        request: Request<cluster::RemoveMetaRequest>,
+    ) -> Answer<cluster::RemoveMetaReply> {
+        self.inner.confirm().await?;
+        members::remove(&self.inner, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn transfer_lead(
+        &self,
+        request: Request<cluster::TransferLeadRequest>,
+    ) -> Answer<cluster::TransferLeadReply> {
+        self.inner.confirm().await?;
+        members::transfer(&self.inner, request.into_inner()).await.map(Response::new)
     }
 }

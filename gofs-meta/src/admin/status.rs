@@ -8,12 +8,17 @@ use super::{Admin, unreadable};
 pub(super) fn cluster_status(admin: &Admin) -> Result<cluster::ClusterStatusReply, Status> {
     let metrics = admin.group.metrics();
     let leader = admin.group.leadership().borrow().leader.as_ref().map(|(id, _)| *id);
-    let metas = metrics.members.iter().map(|(id, address, reachable)| cluster::MetaServerStatus {
-        id: id.0,
-        address: address.clone(),
-        role: if Some(*id) == leader { "leader" } else { "follower" }.to_owned(),
-        reachable: *reachable,
-        cpu_latency: if *id == admin.group.id() {
+    let metas = metrics.members.iter().map(|member| cluster::MetaServerStatus {
+        id: member.id.0,
+        address: member.address.clone(),
+        role: match member {
+            member if Some(member.id) == leader => "leader",
+            member if member.voter => "follower",
+            _ => "learner",
+        }
+        .to_owned(),
+        reachable: member.reachable,
+        cpu_latency: if member.id == admin.group.id() {
             admin.group.wakeful().state().to_string()
         } else {
             String::new()
@@ -43,5 +48,15 @@ pub(super) fn cluster_status(admin: &Admin) -> Result<cluster::ClusterStatusRepl
         version: env!("CARGO_PKG_VERSION").to_owned(),
         corrupt_replicas: chunks.corrupt_replicas,
         chunks_known: admin.chunks.is_settled(),
+        repair_chunks: chunks.to_repair.amount.chunks,
+        repair_bytes: chunks.to_repair.amount.bytes,
+        repair_end_s: chunks.to_repair.end_s.unwrap_or_default(),
+        move_chunks: chunks.to_move.amount.chunks,
+        move_bytes: chunks.to_move.amount.bytes,
+        move_end_s: chunks.to_move.end_s.unwrap_or_default(),
+        copied_bytes_s: chunks.to_move.bytes_s,
+        doubtful_replicas: chunks.doubtful_replicas,
+        chunk_servers_draining: chunks.servers_draining,
+        disks_failed: chunks.disks_failed,
     })
 }

@@ -1,5 +1,6 @@
 //! The operations on a group of one, with a session side that answers what the test says.
 
+use gofs_proto::cluster::CheckRequest;
 use gofs_tree::{
     ChunkId, ChunkIndex, EditOp, Ino, LeaseMode, Mode, Name, NamespaceId, NewNode, ROOT_INO, SessionId,
     Timestamp,
@@ -7,7 +8,12 @@ use gofs_tree::{
 use parking_lot::Mutex;
 
 use super::*;
-use crate::{chunks::ChunkConfig, fixture::GroupOfOne};
+use crate::{
+    chunks::ChunkConfig,
+    command::{Command, CommandOutcome},
+    fixture::GroupOfOne,
+    repair::{Count, Repair},
+};
 
 #[derive(Default)]
 struct Sessions {
@@ -99,6 +105,10 @@ impl World {
                 gid: 0,
             })
             .await;
+    }
+
+    async fn check(&self, request: CheckRequest) -> cluster::CheckReply {
+        repair::run(&self.admin, request).await.unwrap()
     }
 
     async fn why(&self, path: &str) -> Result<cluster::WhyReply, Status> {
@@ -221,18 +231,59 @@ async fn a_sound_state_has_no_problem_and_lost_bytes_are_told() {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let sound = world.admin.walk(check::check).await.unwrap();
+    let sound = world.check(CheckRequest::default()).await;
     assert_eq!(sound.problems, Vec::<String>::new());
     assert_eq!((sound.inodes, sound.entries, sound.chunks, sound.orphans), (4, 3, 1, 1));
     let blocks_4k = vec![(ChunkIndex(0), 1)];
     let (ino, size, mtime) = (Ino(3), 5000, Timestamp::new(1, 0));
     world.one.edit(EditOp::Extend { ino, size, mtime, blocks_4k, clear_inline: false }).await;
-    let lost = world.admin.walk(check::check).await.unwrap().problems;
+    let lost = world.check(CheckRequest { lost_to_holes: true, ..CheckRequest::default() }).await.problems;
+    // Without any ChunkServer nobody can say that it is gone for good.
     assert!(lost.len() == 1 && lost[0].contains("no current replica"), "{lost:?}");
+    assert!(lost[0].contains("demo:/dir/file") && lost[0].contains("demo:/again"), "{lost:?}");
     let status = world.admin.walk(status::cluster_status).await.unwrap();
     assert_eq!((status.leader, status.chunks, status.chunks_lost, status.sessions), (1, 1, 1, 1));
     assert!(status.in_grace && status.metas[0].role == "leader");
     assert!(status.chunks_known);
     let file = world.why("/again").await.unwrap();
     assert_eq!(file.chunks[0].state, "lost");
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_named_repaired_on_request_and_left_alone_where_it_is_mounted() {
+    let mut world = World::start().await;
+    let ns = NamespaceId(world.create("demo").await.unwrap().id);
+    world.mount(ns.0).await;
+    world.make(ROOT_INO, "dir", 2, NewNode::Directory).await;
+    world.make(Ino(2), "file", 3, NewNode::File).await;
+    let group = world.admin.group.clone();
+    let spoil = async |repairs: Vec<Repair>| {
+        let spoilt = group.propose(Command::Repair { namespace: ns, repairs }).await.unwrap();
+        assert!(matches!(spoilt, CommandOutcome::Repaired(done) if done > 0), "{spoilt:?}");
+    };
+    let end = Command::EndSession { session: SessionId(1), fenced: false };
+    assert_eq!(group.propose(end).await.unwrap(), CommandOutcome::Done);
+    while !world.admin.chunks.is_settled() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let links = Repair::Count { ino: Ino(3), count: Count::Links, from: 1, to: 4 };
+    spoil(vec![Repair::Usage { from: (0, 3), to: (5, 9) }, links.clone()]).await;
+    let found = world.check(CheckRequest::default()).await;
+    assert_eq!((found.problems.len(), found.repaired.len()), (2, 0), "{found:?}");
+    assert!(
+        found
+            .problems
+            .iter()
+            .any(|problem| problem.contains("4 links") && problem.contains("demo:/dir/file"))
+    );
+    let repaired = world.check(CheckRequest { repair: true, ..CheckRequest::default() }).await;
+    assert_eq!((repaired.problems.len(), repaired.repaired.len()), (0, 2), "{repaired:?}");
+    assert_eq!(world.check(CheckRequest::default()).await.problems, Vec::<String>::new());
+
+    spoil(vec![Repair::Usage { from: (0, 3), to: (5, 9) }, links]).await;
+    world.mount(ns.0).await;
+    let refused = world.check(CheckRequest { repair: true, ..CheckRequest::default() }).await;
+    assert_eq!(refused.repaired.len(), 1, "what no mount has cached: {refused:?}");
+    assert!(refused.problems.iter().any(|problem| problem.contains("is mounted")), "{refused:?}");
+    assert!(refused.problems.iter().any(|problem| problem.contains("4 links")), "{refused:?}");
 }

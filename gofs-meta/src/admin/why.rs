@@ -6,7 +6,7 @@ use gofs_tree::{
 };
 use tonic::Status;
 
-use super::{Admin, namespaces::find, servers, unreadable};
+use super::{Admin, chunk_servers, namespaces::find, unreadable};
 use crate::chunks::Health;
 
 /// Chunks of a file that are described; the reply must fit in one message.
@@ -164,5 +164,8 @@ fn why_server(admin: &Admin, id: ChunkServerId) -> Result<cluster::WhyReply, Sta
     let server = server.ok_or_else(|| {
         Status::not_found(format!("no ChunkServer {id} ever registered; gofsctl servers shows which did"))
     })?;
-    Ok(cluster::WhyReply { server: Some(servers::to_wire(server)), ..cluster::WhyReply::default() })
+    Ok(cluster::WhyReply {
+        server: Some(chunk_servers::to_wire(admin, server).map_err(unreadable)?),
+        ..cluster::WhyReply::default()
+    })
 }

@@ -9,7 +9,12 @@
 //! 1. raise the version on the replicas that stay (uncommitted): writers with the
 //!    old version are refused by them from here on, and told to wait by us;
 //! 2. if a replica is to be made: the target copies from them at that version;
-//! 3. commit. Copy failed: raise once more (a late copy is stale then), commit without it.
+//! 3. if another replica is to be given up for it: raise all but that one once more, which leaves it behind;
+//! 4. commit. Copy failed: raise once more (a late copy is stale then), commit without it. Somebody did not answer
+//!    the raise that leaves a replica behind: raise the others together with that one, nothing is given up.
+//!
+//! Replicas in doubt (they may lack acknowledged writes) are left behind by every change, beside others or beside the
+//! one of them that wins: a raise ends the doubt on a server, so it must never reach two that may differ.
 //!
 //! A leader that dies in between leaves replicas newer than the committed version; the next one
 //! raises those past every other ([`judge`](super::judge)). Versions of two terms never meet
@@ -17,7 +22,12 @@
 
 use gofs_tree::{ChunkServerId, ChunkVersion};
 
-use super::{Entry, Record, ServerTable, version::next_version};
+use super::{
+    Entry, Record, Replica,
+    directory::{newest_of, without_doubt},
+    locate::{View, surer_one_is_away},
+    version::next_version,
+};
 
 /// What to do next; afterwards tell [`Change::answered`] which servers said yes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +63,26 @@ pub enum Step {
     NoSurvivor,
 }
 
+/// How the set of replicas is to change.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted<'a> {
+    /// Servers whose replicas are left out.
+    pub without: &'a [ChunkServerId],
+    /// A server that gets a copy.
+    pub target: Option<ChunkServerId>,
+    /// A server whose replica is given up once the copy is made, and stays where it is not.
+    pub leaving: Option<ChunkServerId>,
+}
+
+/// What was asked for last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Raise,
+    Copy,
+    /// All but this server were raised from the version given with it, at which it stays.
+    Leave(ChunkServerId, ChunkVersion),
+}
+
 /// A change under way.
 #[derive(Debug)]
 pub struct Change {
@@ -61,42 +91,46 @@ pub struct Change {
     to: ChunkVersion,
     asked: Vec<ChunkServerId>,
     target: Option<ChunkServerId>,
-    copying: bool,
+    leaving: Option<ChunkServerId>,
+    phase: Phase,
     copied: bool,
 }
 
 impl Change {
-    /// Begins a change that leaves out `without` and every dead or corrupt
-    /// replica. Those stay that have the newest version, if that is the committed
-    /// one or a later one. `target` gets a copy.
+    /// Begins a change that leaves out every dead, corrupt or doubtful replica, too. Those stay that have the newest
+    /// version, if that is the committed one or a later one. None does where all are in doubt and one that is not may be back
+    /// soon.
     pub fn start(
         term: u64,
         record: &Record,
         entry: &Entry,
-        servers: &ServerTable,
-        without: &[ChunkServerId],
-        target: Option<ChunkServerId>,
+        view: &View<'_>,
+        wanted: Wanted<'_>,
     ) -> (Change, Step) {
-        let staying = entry.replicas.iter().filter(|replica| {
+        let servers = view.servers;
+        let good = entry.replicas.iter().filter(|replica| {
             replica.version >= record.version
                 && !replica.corrupt
                 && servers.is_alive(replica.server)
-                && !without.contains(&replica.server)
-                && target != Some(replica.server)
+                && wanted.target != Some(replica.server)
         });
-        let newest = staying.clone().map(|replica| replica.version).max().unwrap_or(record.version);
-        let staying: Vec<(ChunkServerId, ChunkVersion)> = staying
-            .filter(|replica| replica.version == newest)
-            .map(|replica| (replica.server, replica.version))
-            .collect();
+        // A doubtful one gives way to any that is not, also to one of an earlier version that was never committed, and
+        // also to one that is left out: what a writer could not reach for once is not what it may replace.
+        let sure = good.clone().any(|replica| !replica.doubtful);
+        let waits = !sure && surer_one_is_away(view, record, entry);
+        let staying = good.filter(|replica| !waits && !wanted.without.contains(&replica.server));
+        let staying: Vec<&Replica> = staying.filter(|replica| !(sure && replica.doubtful)).collect();
+        let staying = without_doubt(newest_of(staying));
+        let staying = staying.into_iter().map(|it| (it.server, it.version)).collect();
         let known = entry.replicas.iter().map(|replica| replica.version).max().unwrap_or(record.version);
         let mut change = Change {
             term,
             committed: record.version,
             to: known.max(entry.asked).max(record.version),
             asked: Vec::new(),
-            target,
-            copying: false,
+            target: wanted.target,
+            leaving: wanted.leaving,
+            phase: Phase::Raise,
             copied: false,
         };
         let step = change.raise(staying);
@@ -105,33 +139,64 @@ impl Change {
 
     /// All servers of the last step answered or had their time; these said yes.
     pub fn answered(&mut self, yes: &[ChunkServerId]) -> Step {
-        if self.copying {
-            self.copying = false;
-            self.copied = self.target.is_some_and(|target| yes.contains(&target));
-            if self.copied {
-                let mut holders = self.asked.clone();
-                holders.extend(self.target);
-                return self.commit(holders);
-            }
-            self.target = None;
-            let version = self.to;
-            return self.raise(self.asked.iter().map(|&server| (server, version)).collect());
+        match std::mem::replace(&mut self.phase, Phase::Raise) {
+            Phase::Raise => self.raised(yes),
+            Phase::Copy => self.copy_ended(yes),
+            Phase::Leave(server, version) => self.left_behind(yes, server, version),
         }
-        let stay: Vec<ChunkServerId> = self.asked.iter().copied().filter(|id| yes.contains(id)).collect();
+    }
+
+    fn raised(&mut self, yes: &[ChunkServerId]) -> Step {
+        let stay = self.asked_and(yes);
         if stay.is_empty() {
             return Step::NoSurvivor;
         }
         if stay.len() < self.asked.len() {
-            let version = self.to;
-            return self.raise(stay.into_iter().map(|server| (server, version)).collect());
+            return self.raise(self.at_present(stay));
         }
         match self.target {
             Some(target) => {
-                self.copying = true;
+                self.phase = Phase::Copy;
                 Step::Copy { target, sources: stay, version: self.to }
             }
-            None => self.commit(stay),
+            None => self.commit(),
         }
+    }
+
+    fn copy_ended(&mut self, yes: &[ChunkServerId]) -> Step {
+        let made = self.target.take().filter(|target| yes.contains(target));
+        self.copied = made.is_some();
+        let Some(target) = made else {
+            return self.raise(self.at_present(self.asked.clone()));
+        };
+        self.asked.push(target);
+        match self.leaving.take().filter(|server| self.asked.contains(server)) {
+            Some(server) => {
+                let others = self.asked.iter().copied().filter(|other| *other != server).collect();
+                let (version, others) = (self.to, self.at_present(others));
+                self.phase = Phase::Leave(server, version);
+                self.raise(others)
+            }
+            None => self.commit(),
+        }
+    }
+
+    fn left_behind(&mut self, yes: &[ChunkServerId], server: ChunkServerId, version: ChunkVersion) -> Step {
+        let stay = self.asked_and(yes);
+        if stay.len() == self.asked.len() {
+            return self.commit();
+        }
+        let mut all = self.at_present(stay);
+        all.push((server, version));
+        self.raise(all)
+    }
+
+    fn asked_and(&self, yes: &[ChunkServerId]) -> Vec<ChunkServerId> {
+        self.asked.iter().copied().filter(|id| yes.contains(id)).collect()
+    }
+
+    fn at_present(&self, servers: Vec<ChunkServerId>) -> Vec<(ChunkServerId, ChunkVersion)> {
+        servers.into_iter().map(|server| (server, self.to)).collect()
     }
 
     fn raise(&mut self, servers: Vec<(ChunkServerId, ChunkVersion)>) -> Step {
@@ -143,7 +208,7 @@ impl Change {
         Step::Raise { servers, to: self.to }
     }
 
-    fn commit(&self, holders: Vec<ChunkServerId>) -> Step {
-        Step::Commit { from: self.committed, to: self.to, holders, copied: self.copied }
+    fn commit(&self) -> Step {
+        Step::Commit { from: self.committed, to: self.to, holders: self.asked.clone(), copied: self.copied }
     }
 }

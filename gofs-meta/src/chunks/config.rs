@@ -26,7 +26,14 @@ pub struct ChunkConfig {
     pub forget_after: Duration,
     /// Free bytes a disk keeps: `capacity / 100`, within these bounds.
     pub reserve_bytes: (u64, u64),
-    /// Copies at once that one server takes part in, as source or target.
+    /// Bytes a second that copies take from one server, as source or target together. Copies of chunks that have one
+    /// replica left may take four times as much. A chunk's writers wait for its copy, so not too slow.
+    pub repair_bytes_s: u64,
+    /// How long a new leader, or one that just met its first servers, waits for more of them to describe themselves
+    /// before it places a chunk on fewer than it should be on.
+    pub place_patience: Duration,
+    /// Copies at once that one server takes part in, as source or target: many, because a small chunk takes round trips
+    /// and no bandwidth. Large ones are bounded by their bytes.
     pub copies_per_server: usize,
     /// Copies at once in the cluster.
     pub copies_total: usize,
@@ -59,8 +66,10 @@ impl Default for ChunkConfig {
             resolve_after: Duration::from_secs(5),
             forget_after: Duration::from_secs(600),
             reserve_bytes: (64 << 20, 4 << 30),
-            copies_per_server: 2,
-            copies_total: 16,
+            repair_bytes_s: 64 << 20,
+            place_patience: Duration::from_secs(3),
+            copies_per_server: 32,
+            copies_total: 256,
             copy_timeout: Duration::from_secs(60),
             copy_retry: Duration::from_secs(5),
             answer_timeout: Duration::from_secs(3),

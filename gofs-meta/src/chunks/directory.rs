@@ -6,7 +6,7 @@
 //! What a dead server held is remembered until it returns and lists its chunks anew.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
@@ -21,6 +21,8 @@ pub struct Replica {
     pub version: ChunkVersion,
     /// The server found its bytes bad.
     pub corrupt: bool,
+    /// Its host went down with writes that were not on stable storage: it may lack some that were acknowledged.
+    pub doubtful: bool,
     /// A client found its bytes bad, and the server has not said yet what it thinks.
     pub suspect: Option<Instant>,
     /// The server itself said that it has it; else it is a promise of placement.
@@ -39,6 +41,22 @@ impl Replica {
     pub fn is_suspect(&self, now: Instant) -> bool {
         self.suspect.is_some_and(|at| now.saturating_duration_since(at) < SUSPECT_FOR)
     }
+}
+
+/// Which of these replicas of one version count. Doubtful ones may lack what others have, so none of them counts
+/// beside one that is not; where all are, they may differ, so one counts, the same for everybody who asks.
+pub fn without_doubt(replicas: Vec<&Replica>) -> Vec<&Replica> {
+    let sure: Vec<&Replica> = replicas.iter().copied().filter(|replica| !replica.doubtful).collect();
+    if sure.is_empty() {
+        return replicas.into_iter().min_by_key(|replica| replica.server).into_iter().collect();
+    }
+    sure
+}
+
+/// Those of the newest version.
+pub fn newest_of(replicas: Vec<&Replica>) -> Vec<&Replica> {
+    let newest = replicas.iter().map(|replica| replica.version).max();
+    replicas.into_iter().filter(|replica| Some(replica.version) == newest).collect()
 }
 
 /// What is known of one chunk's replicas.
@@ -87,13 +105,15 @@ pub struct Reported {
     pub gone: bool,
     /// Its bytes fail their checksums there.
     pub corrupt: bool,
+    /// It may lack writes that were acknowledged.
+    pub doubtful: bool,
 }
 
 /// All replicas that are known.
 #[derive(Debug, Default)]
 pub struct Directory {
     chunks: HashMap<ChunkId, Entry>,
-    by_server: HashMap<ChunkServerId, HashSet<ChunkId>>,
+    by_server: HashMap<ChunkServerId, BTreeSet<ChunkId>>,
     listings: HashMap<ChunkServerId, u64>,
     /// Chunks about which something changed: the planner looks at them first.
     changed: BTreeSet<ChunkId>,
@@ -111,7 +131,6 @@ impl Directory {
     }
 
     /// Every chunk that any server reported or was promised.
-    #[cfg(test)]
     pub fn chunks(&self) -> impl Iterator<Item = ChunkId> {
         self.chunks.keys().copied()
     }
@@ -127,6 +146,7 @@ impl Directory {
         let replica = self.replica_mut(server, reported.chunk, reported.version, now);
         let changed =
             replica.version != reported.version || replica.corrupt != reported.corrupt || !replica.confirmed;
+        let changed = changed || replica.doubtful != reported.doubtful;
         if replica.version != reported.version {
             replica.since = now;
         }
@@ -136,6 +156,7 @@ impl Directory {
             replica.suspect = None;
         }
         replica.corrupt = reported.corrupt;
+        replica.doubtful = reported.doubtful;
         if full {
             replica.listing = listing;
             replica.suspect = None;
@@ -186,6 +207,7 @@ impl Directory {
                 replica.since = now;
                 replica.confirmed = false;
                 replica.corrupt = false;
+                replica.doubtful = false;
                 replica.suspect = None;
             }
         }
@@ -201,6 +223,8 @@ impl Directory {
         if replica.version != version || !replica.confirmed {
             replica.since = now;
         }
+        // A move of the version ends the doubt on the server, too.
+        replica.doubtful &= replica.version == version;
         replica.version = version;
         replica.confirmed = true;
         self.changed.insert(chunk);
@@ -211,6 +235,7 @@ impl Directory {
         self.holds(server, chunk, version, now);
         let replica = self.replica_mut(server, chunk, version, now);
         replica.corrupt = false;
+        replica.doubtful = false;
         replica.suspect = None;
     }
 
@@ -269,6 +294,31 @@ impl Directory {
         }
     }
 
+    /// The server does not belong to the cluster any more: what it held does not count, now or later.
+    pub fn forget_server(&mut self, server: ChunkServerId) {
+        for chunk in self.by_server.remove(&server).into_iter().flatten() {
+            self.remove(server, chunk);
+        }
+        self.listings.remove(&server);
+    }
+
+    /// Up to `most` chunks of a server, those after `after`, in order.
+    pub fn chunks_on(&self, server: ChunkServerId, after: Option<ChunkId>, most: usize) -> Vec<ChunkId> {
+        let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+        let chunks = self.by_server.get(&server).into_iter();
+        chunks
+            .flat_map(|chunks| chunks.range((from, std::ops::Bound::Unbounded)))
+            .take(most)
+            .copied()
+            .collect()
+    }
+
+    /// Replicas in doubt.
+    pub fn doubtful_replicas(&self) -> u64 {
+        let replicas = self.chunks.values().flat_map(|entry| &entry.replicas);
+        replicas.filter(|replica| replica.doubtful).count() as u64
+    }
+
     /// Up to `most` chunks about which something changed.
     pub fn take_changed(&mut self, most: usize) -> Vec<ChunkId> {
         let taken: Vec<ChunkId> = self.changed.iter().take(most).copied().collect();
@@ -300,6 +350,7 @@ impl Directory {
                     server,
                     version,
                     corrupt: false,
+                    doubtful: false,
                     suspect: None,
                     confirmed: false,
                     since: now,
@@ -321,7 +372,13 @@ mod tests {
     const CHUNK: ChunkId = ChunkId(7);
 
     fn at(chunk: u64, version: u64) -> Reported {
-        Reported { chunk: ChunkId(chunk), version: ChunkVersion(version), gone: false, corrupt: false }
+        Reported {
+            chunk: ChunkId(chunk),
+            version: ChunkVersion(version),
+            gone: false,
+            corrupt: false,
+            doubtful: false,
+        }
     }
 
     #[test]

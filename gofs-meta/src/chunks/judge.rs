@@ -15,7 +15,7 @@ use std::{
 
 use gofs_tree::{ChunkServerId, ChunkVersion};
 
-use super::{ChunkConfig, Entry, Replica, ServerTable};
+use super::{ChunkConfig, Entry, Reason, Replica, ServerTable, directory::without_doubt, placement};
 
 /// The chunk as the state has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,18 +71,29 @@ pub struct Verdict {
     pub raise_without: Option<Vec<ChunkServerId>>,
     /// Make one more replica.
     pub repair: bool,
+    /// Make one elsewhere, then give this one up.
+    pub relocate: Option<(ChunkServerId, Reason)>,
     /// The state may forget the chunk.
     pub forget: bool,
 }
 
 impl Verdict {
     fn nothing(health: Health, current: u32) -> Self {
-        Verdict { health, current, delete: Vec::new(), raise_without: None, repair: false, forget: false }
+        Verdict {
+            health,
+            current,
+            delete: Vec::new(),
+            raise_without: None,
+            repair: false,
+            relocate: None,
+            forget: false,
+        }
     }
 }
 
 /// Looks at a chunk whose record is `record` (`None`: the state does not know it, and
-/// `issued` says whether its id was ever given out, and is not reserved for a session).
+/// `issued` says whether its id was ever given out, is not reserved for a session, and is none that a restored state may
+/// just not know).
 pub fn judge(
     config: &ChunkConfig,
     servers: &ServerTable,
@@ -163,11 +174,12 @@ fn judge_live(
     }
 
     let at_version = |replica: &&Replica| replica.version == record.version;
-    let current: Vec<ChunkServerId> = on_live_servers(servers, entry)
-        .filter(at_version)
-        .filter(|replica| replica.confirmed && !replica.corrupt)
-        .map(|replica| replica.server)
-        .collect();
+    let whole = on_live_servers(servers, entry).filter(at_version);
+    let whole: Vec<&Replica> = whole.filter(|replica| replica.confirmed && !replica.corrupt).collect();
+    let current: Vec<ChunkServerId> =
+        without_doubt(whole.clone()).into_iter().map(|replica| replica.server).collect();
+    let doubted = whole.into_iter().filter(|replica| replica.doubtful).map(|replica| replica.server);
+    let mut leave: Vec<ChunkServerId> = doubted.filter(|server| !current.contains(server)).collect();
     let count = current.len() as u32;
     let excused = entry.replicas.iter().filter(at_version).filter(|replica| !replica.corrupt);
     let excused = excused.filter(|replica| match dead_for(servers, replica.server, now) {
@@ -202,29 +214,48 @@ fn judge_live(
     }
     entry.under_since = None;
 
-    let corrupt_at_version: Vec<ChunkServerId> = on_live_servers(servers, entry)
-        .filter(|replica| replica.version == record.version && replica.corrupt)
-        .map(|replica| replica.server)
-        .collect();
+    let corrupt = on_live_servers(servers, entry).filter(at_version).filter(|replica| replica.corrupt);
+    leave.extend(corrupt.map(|replica| replica.server));
     let stale = on_live_servers(servers, entry).filter(|replica| replica.version < record.version);
     verdict.delete = stale.map(|replica| (replica.server, replica.version)).collect();
-    let mut leave = corrupt_at_version;
     if count > record.goal {
         let since = *entry.over_since.get_or_insert(now);
+        let extra = extra(config, servers, &current, (count - record.goal) as usize);
         if now.saturating_duration_since(since) >= config.extra_grace {
-            leave.extend(extra(config, servers, &current, (count - record.goal) as usize));
+            leave.extend(extra);
+        } else {
+            // A draining server's is not wanted back.
+            leave.extend(extra.into_iter().filter(|id| is_draining(servers, *id)));
         }
     } else {
         entry.over_since = None;
     }
     if !leave.is_empty() {
         verdict.raise_without = Some(leave);
+    } else if count == record.goal {
+        verdict.relocate = relocate(config, servers, &current);
     }
     verdict
 }
 
-/// Which of the current replicas to give up: first those that share a host with another, then
-/// those on the servers with the least room.
+/// Which of the current replicas would better be elsewhere, if one would.
+fn relocate(
+    config: &ChunkConfig,
+    servers: &ServerTable,
+    current: &[ChunkServerId],
+) -> Option<(ChunkServerId, Reason)> {
+    let misplaced = placement::misplaced(servers, current, config.reserve_bytes);
+    let draining = || current.iter().copied().find(|id| is_draining(servers, *id));
+    let misplaced = misplaced.map(|id| (id, Reason::Misplaced));
+    misplaced.or_else(|| draining().map(|id| (id, Reason::Drain)))
+}
+
+fn is_draining(servers: &ServerTable, id: ChunkServerId) -> bool {
+    servers.get(id).is_some_and(|server| server.draining)
+}
+
+/// Which of the current replicas to give up: first those on draining servers, then those that share a host with
+/// another, then those on the servers with the least room.
 fn extra(
     config: &ChunkConfig,
     servers: &ServerTable,
@@ -235,8 +266,9 @@ fn extra(
     by_room.sort_by_key(|server| std::cmp::Reverse(server.room_bytes(config.reserve_bytes)));
     let mut hosts = BTreeSet::new();
     let (alone, shared): (Vec<_>, Vec<_>) =
-        by_room.into_iter().partition(|server| hosts.insert(server.host()));
-    let keep_order = alone.into_iter().chain(shared);
+        by_room.into_iter().partition(|server| !server.draining && hosts.insert(server.host()));
+    let (draining, shared): (Vec<_>, Vec<_>) = shared.into_iter().partition(|server| server.draining);
+    let keep_order = alone.into_iter().chain(shared).chain(draining);
     let ids: Vec<ChunkServerId> = keep_order.map(|server| server.id).collect();
     ids[ids.len().saturating_sub(count)..].to_vec()
 }

@@ -6,11 +6,12 @@ use std::{
 };
 
 use gofs_proto::cluster::{self, instruction};
-use gofs_tree::{ChunkId, ChunkServerId, ChunkVersion, SessionId};
+use gofs_tree::{ChunkId, ChunkServerId, ChunkVersion};
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{ChunkConfig, Copy, Directory, Disk, Repairs, Reported, ServerTable, View};
+use super::{Balance, ChunkConfig, Copy, Directory, Disk, Repairs, Reported, ServerTable, Speed, View};
+use crate::{command::Standing, state::ServerRecord};
 
 /// Instructions that may wait for a server to read them. More are not sent: the planner asks again.
 const LINK_QUEUE: usize = 4096;
@@ -48,12 +49,22 @@ pub struct Leader {
     pub began: Instant,
     /// Whether servers have reported, or had their time to: repair and deletion may decide.
     pub settled: bool,
+    /// The state was restored from a backup, and no leader has settled since.
+    pub restoring: bool,
     /// The servers.
     pub servers: ServerTable,
     /// The replicas.
     pub directory: Directory,
     /// The copies.
     pub repairs: Repairs,
+    /// How servers become equally full.
+    pub balance: Balance,
+    /// How fast replicas are made.
+    pub speed: Speed,
+    /// How fast draining servers give theirs up.
+    pub drained: HashMap<ChunkServerId, Speed>,
+    /// When a server registered last that the cluster did not know.
+    pub newcomer_at: Option<Instant>,
     /// Chunks whose replicas are being changed.
     pub changing: HashSet<ChunkId>,
     /// Randomness for placement.
@@ -66,8 +77,6 @@ pub struct Leader {
     pub watch_cursor: ChunkId,
     /// When the next part of the state is walked.
     pub walk_at: Instant,
-    /// Sessions that were fenced in this term.
-    pub fenced: Vec<SessionId>,
     links: HashMap<ChunkServerId, LinkEnd>,
     sent: HashMap<u64, Sent>,
     deleting: HashMap<ChunkServerId, HashMap<ChunkId, Instant>>,
@@ -81,16 +90,20 @@ impl Leader {
             term: 0,
             began: now,
             settled: false,
+            restoring: false,
             servers: ServerTable::default(),
             directory: Directory::default(),
             repairs: Repairs::default(),
+            balance: Balance::default(),
+            speed: Speed::new(now),
+            drained: HashMap::new(),
+            newcomer_at: None,
             changing: HashSet::new(),
             rng: StdRng::from_rng(&mut rand::rng()),
             cursor: None,
             watched: BTreeSet::new(),
             watch_cursor: ChunkId(0),
             walk_at: now,
-            fenced: Vec::new(),
             links: HashMap::new(),
             sent: HashMap::new(),
             deleting: HashMap::new(),
@@ -113,6 +126,8 @@ impl Leader {
             now,
             settled: self.settled,
             write_patience: config.write_patience,
+            restoring: self.restoring,
+            repair_after: config.repair_after,
         }
     }
 
@@ -124,6 +139,9 @@ impl Leader {
         labels: std::collections::BTreeMap<String, String>,
         now: Instant,
     ) -> (u64, mpsc::Receiver<cluster::Instruction>) {
+        if self.servers.get(id).is_none() {
+            self.newcomer_at = Some(now);
+        }
         let link = self.take_id();
         let (instructions, receiver) = mpsc::channel(LINK_QUEUE);
         if let Some(old) = self.servers.connected(id, address, labels, link, now) {
@@ -137,6 +155,58 @@ impl Leader {
         self.links.insert(id, LinkEnd { id: link, instructions });
         self.directory.touch_server(id);
         (link, receiver)
+    }
+
+    /// Takes over what was decided about servers. Those that were known before the records were read and that are not
+    /// among them were removed.
+    pub fn follow(&mut self, known: &[ChunkServerId], records: &[ServerRecord], now: Instant) {
+        let gone = known.iter().copied().filter(|id| records.iter().all(|record| record.id != *id));
+        for id in gone.collect::<Vec<_>>() {
+            if self.servers.get(id).is_none() {
+                continue;
+            }
+            tracing::info!(server = id.0, "a ChunkServer was removed from the cluster");
+            if let Some(link) = self.servers.remove(id) {
+                self.drop_sent(link);
+            }
+            self.links.remove(&id);
+            self.deleting.remove(&id);
+            self.drained.remove(&id);
+            self.directory.forget_server(id);
+        }
+        for record in records {
+            let draining = record.standing == Standing::Draining;
+            let server = match self.servers.get_mut(record.id) {
+                Some(server) => server,
+                // Taken back after it was removed.
+                None => self.servers.know(record.id, record.address.clone(), record.labels.clone(), now),
+            };
+            if server.draining == draining {
+                continue;
+            }
+            server.draining = draining;
+            self.drained.remove(&record.id);
+            self.directory.touch_server(record.id);
+        }
+    }
+
+    /// A replica was made, and perhaps one was given up for it.
+    pub fn count_copy(&mut self, copy: &Copy, now: Instant) {
+        self.speed.add(copy.bytes, now);
+        if let Some(server) = copy.leaving {
+            self.drained.entry(server).or_insert_with(|| Speed::new(now)).add(copy.bytes, now);
+        }
+    }
+
+    /// Whether servers may soon be there that are not yet: a chunk that cannot be on as many as it should be waits
+    /// for them a moment.
+    pub fn may_grow(&self, config: &ChunkConfig, now: Instant) -> bool {
+        let lately = |at: Instant| now.saturating_duration_since(at) < config.place_patience;
+        let missing = self.servers.iter().any(|server| !server.is_alive() || !server.described);
+        let silent = |at: Option<Instant>| at.is_some_and(lately);
+        (missing && lately(self.began))
+            || silent(self.newcomer_at)
+            || self.servers.alive().any(|server| !server.described && silent(server.connected))
     }
 
     /// A connection has ended.
@@ -162,7 +232,9 @@ impl Leader {
     /// Whether servers had their time since the term began.
     pub fn settle(&mut self, config: &ChunkConfig, now: Instant) {
         let time_is_up = now.saturating_duration_since(self.began) > config.dead_after + config.settle;
-        if self.term != 0 && !self.settled && (time_is_up || self.servers.all_listed()) {
+        // A restored state may not know of all servers.
+        let all_listed = !self.restoring && self.servers.all_listed();
+        if self.term != 0 && !self.settled && (time_is_up || all_listed) {
             self.settled = true;
             tracing::info!(
                 term = self.term,
@@ -208,6 +280,7 @@ impl Leader {
                 version: ChunkVersion(line.version),
                 gone: line.gone,
                 corrupt: line.corrupt,
+                doubtful: line.doubtful,
             };
             self.directory.report(id, reported, report.full, now);
         }
@@ -333,6 +406,20 @@ impl Leader {
     pub fn age_deletions(&mut self, config: &ChunkConfig, now: Instant) {
         for under_way in self.deleting.values_mut() {
             under_way.retain(|_, at| now.saturating_duration_since(*at) < config.copy_timeout);
+        }
+    }
+
+    /// Tells a server that its Status was heard, if the connection is the one that it came over.
+    pub fn heard(&mut self, server: ChunkServerId, link: u64, number: u64) {
+        if self.links.get(&server).is_some_and(|end| end.id == link) {
+            self.send(server, instruction::Body::Heard(cluster::Heard { number }), None);
+        }
+    }
+
+    /// Ends a server's connection, so that it registers anew.
+    pub fn hang_up(&mut self, server: ChunkServerId, now: Instant) {
+        if let Some(link) = self.links.get(&server).map(|end| end.id) {
+            self.disconnect(server, link, now);
         }
     }
 

@@ -13,7 +13,10 @@ use std::time::{Duration, Instant};
 
 use gofs_tree::{ChunkServerId, ChunkVersion};
 
-use super::{Entry, Record, Replica, ServerTable};
+use super::{
+    Entry, Record, Replica, Server, ServerTable,
+    directory::{newest_of, without_doubt},
+};
 
 /// What is known of servers at this moment, and since when this leader leads.
 #[derive(Clone, Copy)]
@@ -28,6 +31,10 @@ pub struct View<'a> {
     pub settled: bool,
     /// How long after the beginning a writer waits for servers that are not back.
     pub write_patience: Duration,
+    /// The state comes from a backup, and servers have not had their time to report since.
+    pub restoring: bool,
+    /// After so long a server that is away does not count any more.
+    pub repair_after: Duration,
 }
 
 /// Servers, with the addresses of their data doors.
@@ -80,10 +87,22 @@ pub fn locate(view: &View<'_>, record: &Record, entry: Option<&Entry>) -> Locati
         .filter(|replica| view.servers.is_alive(replica.server) && !replica.corrupt)
         .filter(|replica| replica.version >= record.version)
         .collect();
-    let current: Vec<&Replica> =
-        alive.iter().copied().filter(|replica| replica.version == record.version).collect();
+    let uncertain = record.copies == 0;
+    if uncertain && view.restoring && !view.settled {
+        // A server that is not there yet may have what was written after the backup.
+        return Location::Wait;
+    }
+    let sure = alive.iter().any(|replica| !replica.doubtful);
+    if !sure && !alive.is_empty() && entry.is_some_and(|entry| surer_one_is_away(view, record, entry)) {
+        return Location::Absent { may_return: true };
+    }
+    let alive: Vec<&Replica> = alive.into_iter().filter(|replica| !(sure && replica.doubtful)).collect();
+    let newest = alive.iter().map(|replica| replica.version).max().filter(|_| uncertain);
+    let version = newest.unwrap_or(record.version);
+    let current: Vec<&Replica> = alive.iter().copied().filter(|replica| replica.version == version).collect();
     // While a change is under way its replicas hold what was committed, and no write gets in.
-    let good = if current.is_empty() { alive } else { current };
+    let good = if current.is_empty() { newest_of(alive) } else { current };
+    let good = without_doubt(good);
     let trusted: Vec<&Replica> =
         good.iter().copied().filter(|replica| !replica.is_suspect(view.now)).collect();
     // Doubtful bytes are better than none: clients verify them.
@@ -120,13 +139,29 @@ pub fn locate_to_write(view: &View<'_>, record: &Record, entry: Option<&Entry>) 
     Write::Raise
 }
 
-/// Whether all that may hold the committed version, or one after it, are alive and at it.
+/// Whether all that may hold the committed version, or one after it, are alive, at it and without doubt.
 fn is_complete(view: &View<'_>, record: &Record, entry: &Entry) -> bool {
     let not_stale = entry.replicas.iter().filter(|replica| replica.version >= record.version);
     knows_all(record, entry)
         && not_stale.into_iter().all(|replica| {
-            replica.version == record.version && view.servers.is_alive(replica.server) && !replica.corrupt
+            let counts = !replica.corrupt && !replica.doubtful;
+            counts && replica.version == record.version && view.servers.is_alive(replica.server)
         })
+}
+
+/// Whether a server that is away for a short time has, or may have, a replica without doubt: those in doubt wait for it,
+/// because it has the writes that they may lack.
+pub fn surer_one_is_away(view: &View<'_>, record: &Record, entry: &Entry) -> bool {
+    let is_away = |server: &Server| {
+        let since = server.down_since.filter(|_| !server.is_alive());
+        since.is_some_and(|since| view.now.saturating_duration_since(since) < view.repair_after)
+    };
+    let is_surer =
+        |replica: &Replica| replica.version >= record.version && !replica.corrupt && !replica.doubtful;
+    let mut surer = entry.replicas.iter().filter(|replica| is_surer(replica));
+    surer.any(|replica| view.servers.get(replica.server).is_some_and(is_away))
+        || !knows_all(record, entry)
+            && view.servers.iter().any(|server| !server.listed_before && is_away(server))
 }
 
 /// Whether every replica that there can be at the committed version is known.
@@ -165,6 +200,7 @@ mod tests {
         directory: Directory,
         record: Record,
         settled: bool,
+        restoring: bool,
         began: Instant,
     }
 
@@ -182,7 +218,7 @@ mod tests {
                 directory.holds(id, CHUNK, ChunkVersion(5), began);
             }
             let record = Record { version: ChunkVersion(5), copies: 2, goal: 2, deleted: false };
-            World { servers, directory, record, settled: true, began }
+            World { servers, directory, record, settled: true, restoring: false, began }
         }
 
         fn view(&self, after: Duration) -> View<'_> {
@@ -192,6 +228,8 @@ mod tests {
                 now: self.began + after,
                 settled: self.settled,
                 write_patience: Duration::from_secs(3),
+                restoring: self.restoring,
+                repair_after: Duration::from_secs(15),
             }
         }
 
@@ -255,7 +293,8 @@ mod tests {
     #[test]
     fn a_version_is_not_written_again_after_one_of_its_replicas_vanished() {
         let mut world = World::new();
-        let gone = Reported { chunk: CHUNK, version: ChunkVersion(0), gone: true, corrupt: false };
+        let gone =
+            Reported { chunk: CHUNK, version: ChunkVersion(0), gone: true, corrupt: false, doubtful: false };
         world.directory.report(B, gone, false, world.began);
         assert_eq!(world.read(), at(0, &[A]));
         assert_eq!(world.write(1), Write::Raise);
@@ -267,7 +306,8 @@ mod tests {
     #[test]
     fn a_replica_that_fell_back_to_an_older_version_has_vanished_too() {
         let mut world = World::new();
-        let older = Reported { chunk: CHUNK, version: ChunkVersion(4), gone: false, corrupt: false };
+        let older =
+            Reported { chunk: CHUNK, version: ChunkVersion(4), gone: false, corrupt: false, doubtful: false };
         world.directory.report(B, older, false, world.began);
         assert_eq!(world.write(1), Write::Raise);
     }
@@ -291,7 +331,7 @@ mod tests {
         world.record = Record { version: first, copies: 3, ..world.record };
         world.directory.promise(CHUNK, first, &[A, B], world.began);
         assert_eq!(world.write(1), Write::There(at(9, &[A, B])));
-        let gone = Reported { chunk: CHUNK, version: first, gone: true, corrupt: false };
+        let gone = Reported { chunk: CHUNK, version: first, gone: true, corrupt: false, doubtful: false };
         world.directory.report(B, gone, false, world.began);
         assert_eq!(world.write(1), Write::Raise);
     }
@@ -307,6 +347,64 @@ mod tests {
         world.settled = true;
         world.servers.know(ChunkServerId(3), "10.0.0.3:1".into(), BTreeMap::new(), world.began);
         assert_eq!(world.read(), Location::Absent { may_return: true });
+    }
+
+    #[test]
+    fn after_a_restore_the_newest_replica_is_read_and_none_before_servers_had_their_time() {
+        let mut world = World::new();
+        // Committed after the backup, by a leader that the restored state does not know of.
+        world.directory.holds(B, CHUNK, ChunkVersion(9), world.began);
+        world.record.copies = 0;
+        world.restoring = true;
+        world.settled = false;
+        assert_eq!(world.read(), Location::Wait);
+        assert_eq!(world.write(9), Write::There(Location::Wait));
+        world.settled = true;
+        assert_eq!(world.read(), at(0, &[B]), "not A, which is at the version that the state knows");
+        assert_eq!(world.write(9), Write::Raise);
+        // Once settled it is as any other in the next leader's term.
+        world.restoring = false;
+        world.settled = false;
+        assert_eq!(world.read(), at(0, &[B]));
+    }
+
+    #[test]
+    fn a_doubtful_replica_is_not_read_beside_a_sure_one_and_never_written() {
+        let mut world = World::new();
+        let line =
+            Reported { chunk: CHUNK, version: ChunkVersion(5), gone: false, corrupt: false, doubtful: true };
+        world.directory.report(A, line, false, world.began);
+        assert_eq!(world.read(), at(0, &[B]));
+        assert_eq!(world.write(1), Write::Raise);
+        // They may differ: every reader gets the same one.
+        world.directory.report(B, line, false, world.began);
+        assert_eq!(world.read(), at(0, &[A]));
+        assert_eq!(world.write(1), Write::Raise);
+    }
+
+    #[test]
+    fn a_doubtful_replica_waits_for_a_sure_one_that_is_away_until_that_one_is_written_off() {
+        let mut world = World::new();
+        let line =
+            Reported { chunk: CHUNK, version: ChunkVersion(5), gone: false, corrupt: false, doubtful: true };
+        world.directory.report(A, line, false, world.began);
+        world.servers.disconnected(B, B.0, world.began);
+        let waits = Location::Absent { may_return: true };
+        assert_eq!(world.read(), waits, "what B has was acknowledged");
+        assert_eq!(world.write(14), Write::There(waits.clone()));
+        assert_eq!(world.write(15), Write::Raise);
+        let late = world.view(Duration::from_secs(15));
+        assert_eq!(locate(&late, &world.record, world.directory.entry(CHUNK)), at(0, &[A]));
+
+        // In the next leader's term nothing is known of it but that there must be one.
+        let mut world = World::new();
+        world.directory = Directory::default();
+        world.directory.report(A, line, false, world.began);
+        world.servers = ServerTable::default();
+        world.servers.connected(A, "10.0.0.1:1".into(), BTreeMap::new(), 1, world.began);
+        assert_eq!(world.read(), at(0, &[A]), "there is no other server");
+        world.servers.know(B, "10.0.0.2:1".into(), BTreeMap::new(), world.began);
+        assert_eq!(world.read(), waits);
     }
 
     #[test]

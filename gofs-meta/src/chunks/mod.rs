@@ -20,12 +20,13 @@
 //! Sync, with time and randomness passed in: [`ServerTable`] (who is alive), [`Directory`] (who
 //! reported what), [`locate`] (what a client may use), [`judge`] (what is to be done
 //! about a chunk), [`Change`] (how its replicas change), [`Repairs`] (which copy next),
-//! [`placement`]. [`ChunkService`] does what they say.
+//! [`Balance`] (what to move so that servers are equally full), [`placement`]. [`ChunkService`] does what they say.
 //!
 //! After a start or a change of leader locations are answered as reports arrive, but nothing
 //! is repaired or deleted before the leader has *settled*: every registered server has
 //! listed its chunks, or had `dead_after + settle` to do so.
 
+mod balance;
 mod change;
 mod config;
 mod directory;
@@ -41,14 +42,18 @@ mod version;
 #[cfg(test)]
 mod simulation;
 
-use change::{Change, Step};
+use balance::Balance;
+use change::{Change, Step, Wanted};
 use directory::{Directory, Entry, Replica, Reported};
 use judge::{Record, judge};
 use locate::{View, Write, locate, locate_to_write};
-use repairs::{Copy, Repairs};
+use repairs::{Copy, Reason, Repairs, Speed, Want};
 use servers::{Disk, Server, ServerTable};
+
+pub(crate) use version::first_version_of;
 
 pub use config::ChunkConfig;
 pub use judge::Health;
 pub use locate::{Location, READ_ONLY, Servers};
-pub use service::{Capacity, ChunkService, ServerStatus};
+pub use repairs::Amount;
+pub use service::{Capacity, Census, ChunkService, Left, ServerStatus, StandingError};

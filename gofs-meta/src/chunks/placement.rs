@@ -63,13 +63,46 @@ pub fn choose(
     chosen
 }
 
+/// How crowded replicas on these servers are: those that share a host with an earlier one, those that share a rack.
+pub fn crowding<'a>(on: impl Iterator<Item = &'a Server>) -> (usize, usize) {
+    let (mut hosts, mut racks) = (BTreeSet::new(), BTreeSet::new());
+    let mut shared = (0, 0);
+    for server in on {
+        shared.0 += usize::from(!hosts.insert(server.host()));
+        shared.1 += server.labels.get("rack").map_or(0, |rack| usize::from(!racks.insert(rack)));
+    }
+    shared
+}
+
+/// The one of these servers whose replica would better be on another server, as far as hosts and racks go.
+pub fn misplaced(
+    servers: &ServerTable,
+    current: &[ChunkServerId],
+    reserve_bytes: (u64, u64),
+) -> Option<ChunkServerId> {
+    let on = |without: Option<ChunkServerId>| {
+        current.iter().filter(move |id| Some(**id) != without).filter_map(|&id| servers.get(id))
+    };
+    let now = crowding(on(None));
+    if now == (0, 0) {
+        return None;
+    }
+    let others = || {
+        let others = servers.alive().filter(|server| !current.contains(&server.id));
+        others.filter(|server| weight(server, reserve_bytes).is_some())
+    };
+    let moved = |id: ChunkServerId| others().map(move |to| crowding(on(Some(id)).chain([to]))).min();
+    let best = current.iter().filter_map(|&id| Some((moved(id)?, id))).min()?;
+    (best.0 < now).then_some(best.1)
+}
+
 /// How likely the server is taken; `None` where it has no room or is not known well enough. What was placed since it
 /// said how much room it has makes it less likely, but is no reason to call it full: most chunks are small.
 fn weight(server: &Server, reserve_bytes: (u64, u64)) -> Option<f64> {
     let room = server.room_bytes(reserve_bytes);
     let left = room.saturating_sub(u64::from(server.placed) * EXPECTED_BYTES).max(1);
     let load = f64::from(server.in_flight) + f64::from(server.placed) + server.load.max(0.0);
-    (server.described && room > 0).then(|| left as f64 / (1.0 + load))
+    (server.described && !server.draining && room > 0).then(|| left as f64 / (1.0 + load))
 }
 
 #[cfg(test)]
@@ -136,6 +169,20 @@ mod tests {
             assert_eq!(choose(&servers, &[], &[], 1, RESERVE, &mut rng), [ChunkServerId(1)]);
             servers.get_mut(ChunkServerId(1)).unwrap().placed += 1;
         }
+    }
+
+    #[test]
+    fn a_replica_is_misplaced_only_where_another_server_would_do_better() {
+        let id = ChunkServerId;
+        let mut servers = table(&[("a", "r1", 50 << 30), ("a", "r1", 50 << 30)]);
+        assert_eq!(misplaced(&servers, &[id(1), id(2)], RESERVE), None, "there is one host only");
+        servers = table(&[("a", "r1", 50 << 30), ("a", "r1", 50 << 30), ("b", "r1", 50 << 30)]);
+        assert_eq!(misplaced(&servers, &[id(1), id(2)], RESERVE), Some(id(1)));
+        assert_eq!(misplaced(&servers, &[id(1), id(3)], RESERVE), None, "there is one rack only");
+        servers = table(&[("a", "r1", 50 << 30), ("b", "r1", 50 << 30), ("c", "r2", 50 << 30)]);
+        assert_eq!(misplaced(&servers, &[id(1), id(2)], RESERVE), Some(id(1)));
+        servers.get_mut(id(3)).unwrap().draining = true;
+        assert_eq!(misplaced(&servers, &[id(1), id(2)], RESERVE), None, "nothing goes to a draining server");
     }
 
     #[test]

@@ -37,6 +37,10 @@ pub struct Server {
     pub labels: BTreeMap<String, String>,
     /// The connection that stands, if any.
     pub link: Option<u64>,
+    /// It is being emptied: it gets no replicas, and gives up those that were made elsewhere.
+    pub draining: bool,
+    /// When its connection was made.
+    pub connected: Option<Instant>,
     /// When it was last heard of in this term.
     pub heard: Option<Instant>,
     /// Since when it has been dead, if it is.
@@ -79,6 +83,14 @@ impl Server {
         }
     }
 
+    /// Bytes of its working disks, and how many of them are in use; `None` where it has not said, or has none.
+    pub fn used_bytes(&self) -> Option<(u64, u64)> {
+        let disks = self.disks.iter().filter(|disk| disk.error.is_empty());
+        let capacity: u64 = disks.clone().map(|disk| disk.capacity_bytes).sum();
+        let free: u64 = disks.map(|disk| disk.free_bytes).sum();
+        (self.described && capacity > 0).then(|| (capacity, capacity.saturating_sub(free)))
+    }
+
     /// Bytes it can take beyond what each of its disks keeps in reserve.
     pub fn room_bytes(&self, reserve_bytes: (u64, u64)) -> u64 {
         let (least, most) = reserve_bytes;
@@ -110,6 +122,8 @@ impl ServerTable {
             address: String::new(),
             labels: BTreeMap::new(),
             link: None,
+            draining: false,
+            connected: None,
             heard: None,
             down_since: Some(now),
             listing: false,
@@ -140,6 +154,7 @@ impl ServerTable {
     ) -> Option<u64> {
         let server = self.know(id, address, labels, now);
         server.heard = Some(now);
+        server.connected = Some(now);
         server.down_since = None;
         server.listing = false;
         server.listed = false;
@@ -182,6 +197,16 @@ impl ServerTable {
             }
         }
         expired
+    }
+
+    /// A server was removed from the cluster; its connection, if one stands.
+    pub fn remove(&mut self, id: ChunkServerId) -> Option<u64> {
+        self.servers.remove(&id).and_then(|server| server.link)
+    }
+
+    /// The ids of all servers.
+    pub fn ids(&self) -> Vec<ChunkServerId> {
+        self.servers.keys().copied().collect()
     }
 
     /// One server.

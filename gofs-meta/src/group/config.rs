@@ -10,9 +10,10 @@ use gofs_wakeful::CpuLatency;
 use super::StartError;
 use crate::state::StateConfig;
 
-/// Elections wait this many heartbeats at least, and less than that at most.
+/// An election is due when nothing was heard for the second of these, the promise that every member gives its leader, and
+/// then for a time between both: 1 to 1.2 s by default.
 const ELECTION_MIN_HEARTBEATS: u64 = 4;
-const ELECTION_MAX_HEARTBEATS: u64 = 8;
+const ELECTION_MAX_HEARTBEATS: u64 = 6;
 /// Entries kept behind a Snapshot, for members that are a little late.
 const KEPT_ENTRIES: u64 = 10_000;
 /// How long a Snapshot may take to reach a member.
@@ -27,15 +28,18 @@ pub struct GroupConfig {
     pub data: PathBuf,
     /// host:port at which the others reach this MetaServer.
     pub address: String,
-    /// All members with their addresses, this one may be among them. Empty: the only one.
+    /// All members with their addresses, this one may be among them. Empty: the only one. Once there is a log it says who
+    /// is a member; addresses given here are tried beside those in it.
     pub peers: BTreeMap<MetaServerId, String>,
+    /// Where members of a cluster are that this MetaServer is to be added to: with no log yet, it waits for that.
+    pub join: Vec<String>,
     /// Memory of the state store.
     pub state: StateConfig,
     /// Bytes of one EditLog segment file.
     pub segment_bytes: u64,
     /// A Snapshot is made, and the log before it trimmed, after so many entries.
     pub snapshot_entries: u64,
-    /// Pace of heartbeats between MetaServers; elections wait four to eight times as long.
+    /// Pace of heartbeats between MetaServers; a leader is taken for dead after ten to twelve of them.
     pub heartbeat_ms: u64,
     /// Whether processors are kept awake while requests flow.
     pub cpu_latency: CpuLatency,
@@ -54,10 +58,11 @@ impl GroupConfig {
             data,
             address,
             peers,
+            join: Vec::new(),
             state: StateConfig::default(),
             segment_bytes: 64 << 20,
             snapshot_entries: 100_000,
-            heartbeat_ms: 150,
+            heartbeat_ms: 100,
             cpu_latency: CpuLatency::default(),
         }
     }
@@ -67,9 +72,16 @@ impl GroupConfig {
         Duration::from_millis(self.heartbeat_ms * ELECTION_MIN_HEARTBEATS)
     }
 
+    /// What others are told of where this server is. An address that means every interface says nothing.
+    pub(super) fn announced(&self) -> String {
+        let unspecified =
+            self.address.parse::<std::net::SocketAddr>().is_ok_and(|address| address.ip().is_unspecified());
+        if unspecified { String::new() } else { self.address.clone() }
+    }
+
     /// Silence after which a member is taken for away: an election was due.
     pub(super) fn silence(&self) -> Duration {
-        Duration::from_millis(self.heartbeat_ms * ELECTION_MAX_HEARTBEATS)
+        Duration::from_millis(self.heartbeat_ms * 2 * ELECTION_MAX_HEARTBEATS)
     }
 
     /// Whether a group can be like this.
@@ -78,6 +90,8 @@ impl GroupConfig {
             "the id of a MetaServer is at least 1".to_owned()
         } else if !self.peers.is_empty() && !self.peers.contains_key(&self.id) {
             format!("the peers do not name this MetaServer, {}", self.id.0)
+        } else if !self.peers.is_empty() && !self.join.is_empty() {
+            "peers make a new cluster and join waits for one that is there: give one of the two".to_owned()
         } else if self.segment_bytes < 4096 || self.heartbeat_ms == 0 || self.snapshot_entries == 0 {
             "segment_bytes must be at least 4096, heartbeat_ms and snapshot_entries at least 1".to_owned()
         } else {

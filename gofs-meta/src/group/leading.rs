@@ -20,10 +20,10 @@ use super::{LEASE_RETRY, MetaGroup, ProposeError};
 use crate::command::Command;
 use crate::raft::SerdeInstant;
 
-/// How long a leader that shuts down waits for another to take over.
+/// How long a member that is given the lead may take to have it, before another one is.
 const TRANSFER_TIMEOUT: Duration = Duration::from_millis(1500);
-/// Entries that a member may be behind to be handed the lead.
-const MOST_BEHIND: u64 = 1000;
+/// Entries that a member may be behind to be handed the lead, or a vote.
+pub(super) const MOST_BEHIND: u64 = 1000;
 
 /// Whether this server leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,11 +65,14 @@ impl MetaGroup {
                 if let Err(fatal) = &metrics.running_state
                     && !matches!(fatal, Fatal::Stopped)
                 {
-                    tracing::error!(error = %fatal, "the group has failed; this MetaServer serves no more");
+                    self.failed.send_if_modified(|failed| failed.replace(fatal.to_string()).is_none());
                 }
                 (if leads { Role::Leader } else { Role::Follower }, term, metrics.current_leader)
             };
             let (role, term, leader) = now;
+            if role == Role::Leader {
+                self.door.leads();
+            }
             if role == Role::Leader && !self.named_cluster().await {
                 // Lost again, or not able to: look at what comes next.
             } else {
@@ -150,10 +153,10 @@ impl MetaGroup {
     /// wait. Then everything acknowledged was applied here first, and a read needs no messages.
     fn lease_holds(&self) -> bool {
         let leads = self.leadership.borrow().role == Role::Leader;
-        if !leads || self.handing_over.load(Ordering::Acquire) {
+        let metrics = self.metrics.borrow_watched();
+        if !leads || self.handed_over.load(Ordering::Acquire) == metrics.current_term {
             return false;
         }
-        let metrics = self.metrics.borrow_watched();
         let alone = metrics.membership_config.membership().voter_ids().count() == 1;
         // Counted from when the majority's answers were asked for.
         let recent = |at: &SerdeInstant| at.elapsed() < self.config.read_lease();
@@ -163,30 +166,70 @@ impl MetaGroup {
 
     /// Gives the lead to another member, if this one has it and another is not far behind; waits for that, with a bound.
     pub async fn hand_over(&self) {
-        let to = {
-            let metrics = self.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            if metrics.state != ServerState::Leader {
+        let Some(to) = self.successors(None).first().copied() else { return };
+        let _ = tokio::time::timeout(TRANSFER_TIMEOUT, self.give_lead(to)).await;
+    }
+
+    /// Members that could lead at once, the one that is least behind first; none where this server does not lead.
+    pub(super) fn successors(&self, wanted: Option<MetaServerId>) -> Vec<MetaServerId> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if metrics.state != ServerState::Leader {
+            return Vec::new();
+        }
+        let own = metrics.last_log_index;
+        let mut near: Vec<_> = self.members_of(&metrics);
+        near.retain(|member| {
+            let close = member.matched.is_some_and(|matched| Some(matched.0 + MOST_BEHIND) >= own);
+            member.voter && member.id != self.config.id && member.reachable && close
+        });
+        near.sort_by_key(|member| (Some(member.id) != wanted, std::cmp::Reverse(member.matched)));
+        near.into_iter().map(|member| member.id).collect()
+    }
+
+    /// Gives the lead to that member and waits until this one has it no more. One that was told to lead takes no commands
+    /// in this term, so where the member does not come to lead, others are asked to, until the term is over.
+    async fn give_lead(&self, to: MetaServerId) {
+        let term = self.raft.metrics().borrow_watched().current_term;
+        self.handed_over.store(term, Ordering::Release);
+        let mut next = vec![to];
+        loop {
+            let to = next.pop().unwrap_or(to);
+            tracing::info!(to = to.0, term, "giving the lead away");
+            if self.raft.trigger().transfer_leader(to.0).await.is_err() {
                 return;
             }
-            let own = metrics.last_log_index;
-            let replication = metrics.replication.iter().flatten();
-            // The one that is least behind.
-            let best = replication
-                .filter(|(id, _)| **id != self.config.id.0)
-                .max_by_key(|(_, matched)| matched.as_ref().map(|matched| matched.index));
-            match best {
-                Some((&id, Some(matched))) if Some(matched.index + MOST_BEHIND) >= own => id,
-                _ => return,
+            if tokio::time::timeout(TRANSFER_TIMEOUT, self.term_ends(term)).await.is_ok() {
+                return;
             }
-        };
-        self.handing_over.store(true, Ordering::Release);
-        if self.raft.trigger().transfer_leader(to).await.is_err() {
-            return;
+            tracing::warn!(to = to.0, "it did not take the lead");
+            if next.is_empty() {
+                next = self.successors(Some(to));
+            }
         }
-        let mut leadership = self.leadership.subscribe();
-        let gone = leadership.wait_for(|leadership| leadership.role == Role::Follower);
-        // One that does not come to lead in time is elected, or not, without us.
-        let _ = tokio::time::timeout(TRANSFER_TIMEOUT, gone).await;
+    }
+
+    /// As [`MetaGroup::give_lead`], also where its author gives up, with a bound on the wait.
+    pub(super) async fn start_giving_lead(self: &Arc<Self>, to: MetaServerId) {
+        let term = self.raft.metrics().borrow_watched().current_term;
+        let group = self.clone();
+        self.spawn(async move { group.give_lead(to).await });
+        let _ = tokio::time::timeout(2 * TRANSFER_TIMEOUT, self.term_ends(term)).await;
+    }
+
+    /// Waits until this server does not lead in that term any more.
+    async fn term_ends(&self, term: u64) {
+        let mut metrics = self.raft.metrics();
+        loop {
+            {
+                let metrics = metrics.borrow_watched();
+                if metrics.state != ServerState::Leader || metrics.current_term != term {
+                    return;
+                }
+            }
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
     }
 }

@@ -6,26 +6,29 @@
 
 mod config;
 mod leading;
+mod members;
 mod start;
+mod watch_members;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use gofs_proto::cluster::raft_server::RaftServer;
 use gofs_tree::{EditIndex, Encode, MetaServerId};
 use gofs_wakeful::Wakeful;
+use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, ForwardReason, ForwardToLeader, RaftError};
-use openraft::{Instant as _, ServerState};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::command::{Command, CommandOutcome};
 use crate::editlog::EditLog;
+use crate::raft::network::Network;
 use crate::raft::wire::MESSAGE_BYTES_MAX;
 use crate::raft::{CommandBytes, LogId, Raft, RaftMetricsReceiver, Types};
 use crate::state::StateStore;
@@ -33,6 +36,7 @@ use crate::state::StateStore;
 pub use crate::raft::door::RaftDoor;
 pub use config::GroupConfig;
 pub use leading::{Leadership, Role};
+pub use members::{GroupView, Member, MemberError, Progress};
 pub use start::StartError;
 
 /// Why a command was not carried out, or may not have been.
@@ -61,8 +65,8 @@ pub struct GroupMetrics {
     pub applied: EditIndex,
     /// Last entry in the newest Snapshot here.
     pub snapshot: EditIndex,
-    /// All members: id, address, and whether this server heard from it lately (known to the leader only; itself: yes).
-    pub members: Vec<(MetaServerId, String, bool)>,
+    /// All members.
+    pub members: Vec<Member>,
 }
 
 /// One group: the EditLog and the state that it makes.
@@ -75,9 +79,16 @@ pub struct MetaGroup {
     raft: Raft,
     door: RaftDoor,
     metrics: RaftMetricsReceiver,
-    /// The lead is being given away: what the members promised does not hold any more.
-    handing_over: AtomicBool,
+    network: Network,
+    /// The term in which the lead was given away, or was to be: what the members promised does not hold any more. 0: none.
+    handed_over: AtomicU64,
     leadership: watch::Sender<Leadership>,
+    /// Where the voters are.
+    addresses: watch::Sender<Vec<String>>,
+    /// Why it takes part in nothing any more.
+    failed: watch::Sender<Option<String>>,
+    /// One change of the members at a time.
+    changing: tokio::sync::Mutex<()>,
     /// Something was deleted whose records are to be swept.
     sweep: Notify,
     stop: watch::Sender<bool>,
@@ -151,15 +162,10 @@ impl MetaGroup {
     }
 
     fn address_of(&self, id: u64) -> Option<String> {
-        if id == self.config.id.0 {
-            return Some(self.config.address.clone());
-        }
-        let configured = self.config.peers.get(&MetaServerId(id)).cloned();
-        configured.or_else(|| {
-            let metrics = self.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            metrics.membership_config.membership().get_node(&id).map(|node| node.addr.clone())
-        })
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let logged = metrics.membership_config.membership().get_node(&id).map(|node| node.addr.as_str());
+        self.network.book.candidates(MetaServerId(id), logged).into_iter().next()
     }
 
     fn not_leader(&self, leader: Option<u64>) -> ProposeError {
@@ -191,6 +197,11 @@ impl MetaGroup {
         self.config.id
     }
 
+    /// Where the others reach it, as far as it knows.
+    pub fn address(&self) -> &str {
+        &self.config.address
+    }
+
     /// What keeps this server's processors awake.
     pub fn wakeful(&self) -> &Wakeful {
         &self.wakeful
@@ -201,23 +212,11 @@ impl MetaGroup {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let index = |id: Option<&LogId>| EditIndex(id.map_or(0, |id| id.index));
-        let silence = self.config.silence();
-        let heard = |id: u64| {
-            let heard = metrics.heartbeat.as_ref().and_then(|heartbeat| heartbeat.get(&id));
-            heard.is_some_and(|heard| heard.as_ref().is_some_and(|at| at.elapsed() < silence))
-        };
-        let nodes = metrics.membership_config.membership().nodes();
-        let members = nodes.map(|(&id, node)| {
-            let own = id == self.config.id.0;
-            let configured = self.config.peers.get(&MetaServerId(id));
-            let address = if own { &self.config.address } else { configured.unwrap_or(&node.addr) };
-            (MetaServerId(id), address.clone(), own || heard(id))
-        });
         GroupMetrics {
             committed: index(metrics.local_committed.as_ref()),
             applied: self.state.applied(),
             snapshot: index(metrics.snapshot.as_ref()),
-            members: members.collect(),
+            members: self.members_of(&metrics),
         }
     }
 
@@ -226,9 +225,9 @@ impl MetaGroup {
         *self.stop.borrow()
     }
 
-    /// Stops, with everything applied made durable. A leader hands over first, so that the others need not notice its absence.
+    /// Stops, with everything applied made durable. A leader is to hand over first ([`MetaGroup::hand_over`]): else the others
+    /// have to notice its absence.
     pub async fn shutdown(&self) {
-        self.hand_over().await;
         self.stop.send_replace(true);
         let tasks = std::mem::take(&mut *self.tasks.lock());
         for task in tasks {

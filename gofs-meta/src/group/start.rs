@@ -1,12 +1,11 @@
 //! How a group begins: the data directory opened and checked, a new group made once all its members are up.
 //!
-//! A group is made once, by the member with the lowest id, when no member has ever been part of one. Data that is of
-//! another group than the one configured is refused.
+//! A group is made once, by the member with the lowest id, when no member has ever been part of one. From then on its log
+//! says who the members are. Data that is of another group than the one configured is refused.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use gofs_tree::{EditIndex, MetaServerId};
@@ -18,9 +17,11 @@ use tokio::sync::{Notify, watch};
 use super::{GroupConfig, Leadership, MetaGroup, RaftDoor, Role};
 use crate::editlog::{EditLog, EditLogConfig};
 use crate::identity;
-use crate::raft::network::Network;
-use crate::raft::{LogStore, Raft, StateMachine};
-use crate::state::StateStore;
+use crate::raft::book::AddressBook;
+use crate::raft::door::DoorConfig;
+use crate::raft::network::{Network, Sending};
+use crate::raft::{LogStore, Raft, StateMachine, newest_snapshot};
+use crate::state::{SnapshotFile, StateError, StateStore};
 
 /// Between two looks at whether the other members of a new group are up.
 const FORM_PAUSE: Duration = Duration::from_millis(150);
@@ -48,33 +49,34 @@ impl MetaGroup {
     /// Opens or makes the data directory and joins the group. A fresh group is made without anyone asking, once
     /// all configured members are up. The only member of a group leads when this returns.
     pub async fn start(config: GroupConfig) -> Result<Arc<MetaGroup>, StartError> {
-        let mut members = config.peers.clone();
-        members.insert(config.id, config.address.clone());
         config.check()?;
         let storage = |error: &dyn std::fmt::Display| StartError::Storage(error.to_string());
-        identity::check(&config.data, config.id)?;
+        let incomplete = identity::check(&config.data, config.id)?;
         let opened = {
             let config = config.clone();
             tokio::task::spawn_blocking(move || open(&config)).await.map_err(|error| storage(&error))??
         };
         let Opened { state, log } = opened;
         let fresh = log.last().is_none() && log.vote().is_none() && state.applied() == EditIndex(0);
-        let machine = StateMachine::new(state.clone(), config.data.join("snapshot"))
-            .map_err(|error| storage(&error))?;
-        let peers: BTreeMap<u64, String> =
-            members.iter().map(|(id, address)| (id.0, address.clone())).collect();
-        let network = Network { peers: Arc::new(peers), state: state.clone() };
+        let snapshots = config.data.join("snapshot");
+        let machine = StateMachine::new(state.clone(), snapshots.clone()).map_err(|error| storage(&error))?;
+        let book = AddressBook::new(config.id, config.announced(), config.peers.clone());
+        let network = Network { book: Arc::new(book), state: state.clone(), sending: Sending::default() };
         let options = config.raft()?;
         let wakeful = Arc::new(Wakeful::start(config.cpu_latency));
         let store = LogStore::new(log.clone(), wakeful.clone());
         let raft = Raft::new(config.id.0, Arc::new(options), network.clone(), store, machine)
             .await
             .map_err(|error| storage(&error))?;
-        same_members(&raft, &members, &config.data).await?;
-        let fresh_member = fresh && members.len() > 1;
-        let lease = config.read_lease();
-        let door =
-            RaftDoor::new(raft.clone(), state.clone(), config.data.join("snapshot"), fresh_member, lease);
+        let members = members(&raft, &config, &state).await?;
+        let alone = config.join.is_empty() && members.keys().eq([&config.id]);
+        let door_config = DoorConfig {
+            data: config.data.clone(),
+            snapshots,
+            incomplete: incomplete || fresh && !alone,
+            lease: config.read_lease(),
+        };
+        let door = RaftDoor::new(raft.clone(), state.clone(), network.book.clone(), door_config);
         let metrics = raft.metrics();
         let (leadership, _) = watch::channel(Leadership { role: Role::Follower, term: 0, leader: None });
         let group = Arc::new(MetaGroup {
@@ -85,18 +87,25 @@ impl MetaGroup {
             raft,
             door,
             metrics,
-            handing_over: AtomicBool::new(false),
+            network,
+            handed_over: AtomicU64::new(0),
             leadership,
+            addresses: watch::Sender::new(Vec::new()),
+            failed: watch::Sender::new(None),
+            changing: tokio::sync::Mutex::new(()),
             sweep: Notify::new(),
             stop: watch::Sender::new(false),
             tasks: Mutex::new(Vec::new()),
         });
         group.spawn(group.clone().watch_leadership());
         group.spawn(group.clone().sweep());
-        if members.len() == 1 {
+        group.spawn(group.clone().keep_members());
+        if alone {
             group.lead_alone(fresh).await?;
+        } else if fresh && group.config.join.is_empty() {
+            group.spawn(group.clone().form(members));
         } else if fresh {
-            group.spawn(group.clone().form(members, network));
+            group.spawn(group.clone().wait_to_be_added());
         }
         Ok(group)
     }
@@ -121,12 +130,12 @@ impl MetaGroup {
     }
 
     /// Makes a new group once all members are up and none has ever been part of one. The one with the lowest id does it.
-    async fn form(self: Arc<Self>, members: BTreeMap<MetaServerId, String>, network: Network) {
+    async fn form(self: Arc<Self>, members: BTreeMap<MetaServerId, String>) {
         if members.keys().next() != Some(&self.config.id) {
             return;
         }
         let others: Vec<_> = members.keys().filter(|id| **id != self.config.id).collect();
-        let peers: Vec<_> = others.iter().map(|id| network.peer(id.0, None)).collect();
+        let peers: Vec<_> = others.iter().map(|id| self.network.peer(id.0, None)).collect();
         loop {
             if self.raft.is_initialized().await.unwrap_or(true) {
                 return;
@@ -168,9 +177,12 @@ fn open(config: &GroupConfig) -> Result<Opened, StartError> {
         salt: rand::random(),
     });
     let log = log.map_err(|error| StartError::Storage(error.to_string()))?;
-    let state = StateStore::open(&config.data.join("state"), config.state)
-        .map_err(|error| StartError::Storage(error.to_string()))?;
-    let (applied, purged) = (state.applied(), log.purged().map_or(0, |purged| purged.index));
+    let purged = log.purged().map_or(0, |purged| purged.index);
+    let state = match StateStore::open(&config.data.join("state"), config.state) {
+        Err(error @ StateError::Torn { .. }) => make_anew(config, purged, &error),
+        opened => opened.map_err(|error| StartError::Storage(error.to_string())),
+    }?;
+    let applied = state.applied();
     if applied.0 < purged {
         return Err(StartError::Storage(format!(
             "{}: the state ends at entry {} and the EditLog starts after entry {purged}: entries between them are lost. \
@@ -182,25 +194,67 @@ fn open(config: &GroupConfig) -> Result<Opened, StartError> {
     Ok(Opened { state, log })
 }
 
-/// The data must be of the group that is configured.
-async fn same_members(
-    raft: &Raft,
-    members: &BTreeMap<MetaServerId, String>,
-    data: &Path,
-) -> Result<(), StartError> {
-    // Metrics are not filled in yet; the core is asked.
-    let known = raft.with_raft_state(|state| {
-        let membership = state.membership_state.effective();
-        membership.membership().nodes().map(|(id, _)| *id).collect::<Vec<u64>>()
-    });
-    let known = known.await.map_err(|error| StartError::Storage(error.to_string()))?;
-    let wanted: Vec<u64> = members.keys().map(|id| id.0).collect();
-    if known.is_empty() || known == wanted {
-        return Ok(());
+/// The state again, of the newest Snapshot; the EditLog, which begins after entry `purged`, has what followed.
+fn make_anew(config: &GroupConfig, purged: u64, torn: &StateError) -> Result<StateStore, StartError> {
+    let failed = |error: &dyn std::fmt::Display| {
+        StartError::Storage(format!("{torn}; and it cannot be made anew: {error}"))
+    };
+    let snapshot = newest_snapshot(&config.data.join("snapshot")).map_err(|error| failed(&error))?;
+    let head = snapshot.as_ref().map(SnapshotFile::head).transpose().map_err(|error| failed(&error))?;
+    let entry = head.and_then(|head| head.position).map_or(0, |at| at.index);
+    if entry < purged {
+        return Err(failed(&format!(
+            "the newest Snapshot ends at entry {entry} and the EditLog starts after entry {purged}. Delete the data \
+             directory if other MetaServers run, else restore it from a backup"
+        )));
     }
-    Err(StartError::Identity(format!(
-        "{} holds the data of a cluster of the MetaServers {known:?}, but the configuration names {wanted:?}: \
-         give --peers as the cluster was made, or another data directory",
-        data.display()
-    )))
+    tracing::warn!(error = %torn, entry, "the state is made anew of the newest Snapshot and the EditLog");
+    let state = StateStore::make_anew(&config.data.join("state"), config.state, snapshot.as_ref());
+    state.map_err(|error| failed(&error))
+}
+
+/// Who the members are: as the log has them, or, where there is none yet, as the configuration does. The configuration
+/// may be older than the log, or ahead of it; one that has nothing to do with the log is refused.
+async fn members(
+    raft: &Raft,
+    config: &GroupConfig,
+    state: &StateStore,
+) -> Result<BTreeMap<MetaServerId, String>, StartError> {
+    // Metrics are not filled in yet; the core is asked.
+    let logged = raft.with_raft_state(|state| {
+        let membership = state.membership_state.effective();
+        let nodes = membership.membership().nodes();
+        nodes.map(|(id, node)| (MetaServerId(*id), node.addr.clone())).collect::<BTreeMap<_, _>>()
+    });
+    let logged = logged.await.map_err(|error| StartError::Storage(error.to_string()))?;
+    let mut configured = config.peers.clone();
+    configured.insert(config.id, config.address.clone());
+    if logged.is_empty() {
+        return Ok(configured);
+    }
+    let (mut known, mut strangers) = (0, Vec::new());
+    for id in configured.keys().filter(|id| **id != config.id && !logged.contains_key(id)) {
+        let retired = state.is_retired(*id).map_err(|error| StartError::Storage(error.to_string()))?;
+        if retired {
+            known += 1;
+            tracing::warn!(id = id.0, "the configuration names a MetaServer that was removed: take it out");
+        } else {
+            strangers.push(id.0);
+        }
+    }
+    known += configured.keys().filter(|id| **id != config.id && logged.contains_key(id)).count();
+    if !strangers.is_empty() && known == 0 {
+        let members: Vec<u64> = logged.keys().map(|id| id.0).collect();
+        let wanted: Vec<u64> = configured.keys().map(|id| id.0).collect();
+        return Err(StartError::Identity(format!(
+            "{} holds the data of a cluster of the MetaServers {members:?}, but the configuration names {wanted:?}: \
+             give --peers as the cluster is, or another data directory. To make this cluster larger, start it as it is and use: \
+             gofsctl meta add",
+            config.data.display()
+        )));
+    }
+    if !strangers.is_empty() {
+        tracing::warn!(ids = ?strangers, "the configuration names MetaServers that are no members: gofsctl meta add adds them");
+    }
+    Ok(logged)
 }

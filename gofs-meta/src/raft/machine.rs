@@ -23,9 +23,13 @@ pub(crate) struct StateMachine {
 }
 
 /// The newest whole Snapshot in a directory.
-fn newest_snapshot(dir: &Path) -> io::Result<Option<SnapshotFile>> {
+pub(crate) fn newest_snapshot(dir: &Path) -> io::Result<Option<SnapshotFile>> {
     let mut newest: Option<PathBuf> = None;
-    for entry in fs::read_dir(dir)? {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries?,
+    };
+    for entry in entries {
         let path = entry?.path();
         // Names sort as positions do.
         if path.extension().is_some_and(|extension| extension == EXTENSION)

@@ -2,6 +2,7 @@
 //!
 //! Owns nothing but the glue: which type is which, and what crosses between MetaServers.
 
+pub(crate) mod book;
 pub(crate) mod door;
 mod log_store;
 mod machine;
@@ -9,11 +10,13 @@ pub(crate) mod network;
 pub(crate) mod wire;
 
 pub(crate) use log_store::LogStore;
-pub(crate) use machine::StateMachine;
+pub(crate) use machine::{StateMachine, newest_snapshot};
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use bytes::Bytes;
+use gofs_tree::MetaServerId;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
 use crate::command::CommandOutcome;
@@ -108,4 +111,29 @@ pub(crate) fn position_of(id: &LogId) -> LogPosition {
 pub(crate) fn log_id_of(position: LogPosition) -> LogId {
     use openraft::vote::leader_id_std::CommittedLeaderId;
     LogId { leader_id: CommittedLeaderId::new(position.term), index: position.index }
+}
+
+/// Who the MetaServers are from `at` on, as the state keeps it.
+pub(crate) fn membership_bytes(
+    at: LogPosition,
+    members: &BTreeMap<MetaServerId, String>,
+) -> Result<Bytes, String> {
+    let nodes: BTreeMap<u64, openraft::BasicNode> =
+        members.iter().map(|(id, address)| (id.0, openraft::BasicNode::new(address))).collect();
+    let voters = nodes.keys().copied().collect();
+    let membership = Membership::new(vec![voters], nodes).map_err(|error| error.to_string())?;
+    let stored = StoredMembership::new(Some(log_id_of(at)), membership);
+    Ok(wire::encode(&stored).map_err(|error| error.to_string())?.into())
+}
+
+/// The members in what [`membership_bytes`] made, or raft.
+pub(crate) fn members_of(bytes: &[u8]) -> Result<BTreeMap<MetaServerId, String>, String> {
+    let stored: StoredMembership = wire::decode(bytes).map_err(|error| error.to_string())?;
+    let nodes = stored.membership().nodes();
+    Ok(nodes.map(|(id, node)| (MetaServerId(*id), node.addr.clone())).collect())
+}
+
+/// A vote that nobody won, in that term.
+pub(crate) fn vote_bytes(term: u64, id: MetaServerId) -> Result<Vec<u8>, String> {
+    wire::encode(&Vote::new(term, id.0)).map_err(|error| error.to_string())
 }

@@ -25,24 +25,21 @@ const ALLOCATE_MAX: usize = 1024;
 /// Version of a chunk that was just made.
 pub(super) const FIRST_VERSION: ChunkVersion = ChunkVersion(1);
 
-/// A chunk as a reply shows it; `None` where it reads as zeros. Without replicas where none can be
-/// reached: other chunks of the file may be well.
-fn shown(
-    index: ChunkIndex,
-    reference: ChunkRef,
-    location: Location,
-) -> Result<Option<wire::ChunkLocation>, Refusal> {
-    let (version, servers) = match location {
-        Location::At { version, servers } => (version, servers),
-        Location::Absent { .. } => (READ_ONLY, Vec::new()),
-        Location::Unwritten => return Ok(None),
+/// A chunk as a reply shows it. Without replicas where none can be reached, because other chunks of the file may be well, and
+/// where it was never written: it reads as zeros, but the place is taken.
+fn shown(index: ChunkIndex, reference: ChunkRef, location: Location) -> Result<wire::ChunkLocation, Refusal> {
+    let (version, servers, lost) = match location {
+        Location::At { version, servers } => (version, servers, false),
+        Location::Absent { may_return } => (READ_ONLY, Vec::new(), !may_return),
+        Location::Unwritten => (READ_ONLY, Vec::new(), false),
         Location::Wait => return Err(busy(FsError::Busy)),
         Location::NoChunk => {
             tracing::error!(chunk = %reference.chunk, "a file refers to a chunk that the state does not know");
             return Err(FsError::Io.into());
         }
     };
-    Ok(Some(to_wire(index, reference.chunk, reference.blocks_4k, version, servers)))
+    let shown = to_wire(index, reference.chunk, reference.blocks_4k, version, servers);
+    Ok(wire::ChunkLocation { lost, ..shown })
 }
 
 /// What will be different after a pause is to be asked again.
@@ -67,6 +64,7 @@ pub(super) fn to_wire(
         version: version.0,
         blocks_4k,
         replicas: replicas.into_iter().map(replica).collect(),
+        lost: false,
     }
 }
 
@@ -111,13 +109,12 @@ pub(super) async fn serve(
     file(&tree, ino)?;
     let end = request.first.saturating_add(request.count.min(MAP_MAX));
     let chunks = tree.chunks_from(ino, ChunkIndex(request.first))?;
-    let mut shown_chunks = Vec::new();
+    let mut chunks_shown = Vec::new();
     for (index, reference) in chunks.into_iter().take_while(|(index, _)| index.0 < end) {
         let location = member.term.shared.chunks.for_reading(reference.chunk);
-        shown_chunks.extend(shown(index, reference, location)?);
+        chunks_shown.push(shown(index, reference, location)?);
     }
-    let chunks = shown_chunks;
-    operation.finish(|_| answer.send(&wire::ChunkMapReply { chunks }));
+    operation.finish(|_| answer.send(&wire::ChunkMapReply { chunks: chunks_shown }));
     Ok(())
 }
 
@@ -141,11 +138,10 @@ pub(super) async fn allocate(
     for index in indexes {
         if let Some(reference) = tree.chunk(ino, index)? {
             let location = member.term.shared.chunks.for_writing(reference.chunk).await;
-            let there = matches!(location, Location::At { .. });
-            match shown(index, reference, location)? {
-                Some(chunk) if there => chunks.push(chunk),
-                _ => return Err(busy(FsError::Busy)),
+            if !matches!(location, Location::At { .. } | Location::NoChunk) {
+                return Err(busy(FsError::Busy));
             }
+            chunks.push(shown(index, reference, location)?);
             continue;
         }
         let servers = member.term.shared.chunks.place(record.config.replicas).map_err(busy)?;
@@ -238,4 +234,17 @@ pub(super) async fn bad_replica(
     );
     answer.send(&wire::BadReplicaReply {});
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_that_nobody_wrote_has_no_replicas_and_takes_its_place_all_the_same() {
+        let reference = ChunkRef { chunk: ChunkId(7), blocks_4k: 0 };
+        let Ok(chunk) = shown(ChunkIndex(3), reference, Location::Unwritten) else { panic!("it is shown") };
+        assert_eq!((chunk.index, chunk.chunk, chunk.blocks_4k, chunk.version), (3, 7, 0, 0));
+        assert!(chunk.replicas.is_empty() && !chunk.lost);
+    }
 }

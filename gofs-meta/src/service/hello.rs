@@ -75,6 +75,7 @@ pub(super) async fn serve(
         validity_ms: u32::try_from(term.shared.times.validity.as_millis()).unwrap_or(u32::MAX),
         refused_leases: Vec::new(),
         applied_seq: applied.0,
+        metas: Vec::new(),
     };
     let member = Member { term: term.clone(), space: space.clone(), session, connection };
     {
@@ -89,6 +90,8 @@ pub(super) async fn serve(
         let reclaim = sessions.in_grace();
         let mut inner = space.lock();
         space.attach(&mut inner, session, connection, link.clone());
+        // After it: what changes from now on is told to this link too.
+        welcome.metas.clone_from(&term.shared.group.voter_addresses().borrow());
         let (refused, effects) = inner.leases.resume(now, session, &held, &opens, reclaim);
         let granted = inner.locks.resume(session, &locks);
         welcome.refused_leases = refused.iter().map(|ino| ino.0).collect();

@@ -19,7 +19,8 @@ pub(super) async fn keep_alive(
         return Err(Refusal::NoSession);
     }
     member.space.lock().reports.insert(member.session, request);
-    answer.send(&wire::KeepAliveReply {});
+    let metas = member.term.shared.group.voter_addresses().borrow().clone();
+    answer.send(&wire::KeepAliveReply { metas });
     Ok(())
 }
 

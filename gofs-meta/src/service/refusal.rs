@@ -81,6 +81,8 @@ impl From<command::Refusal> for Refusal {
             | command::Refusal::NoChunk(_)
             | command::Refusal::ChunkVersion { .. }
             | command::Refusal::ChunkLive(_)
+            | command::Refusal::Mounted(_)
+            | command::Refusal::NoServer(_)
             | command::Refusal::ClusterSet => Refusal::BadRequest(refusal.to_string()),
         }
     }

@@ -238,6 +238,11 @@ impl Inner {
         self.links.get(&session).map(|(_, link)| link.clone())
     }
 
+    /// All connections that stand.
+    pub fn all_links(&self) -> Vec<Arc<Link>> {
+        self.links.values().map(|(_, link)| link.clone()).collect()
+    }
+
     /// Why nothing can be done for a connection that is not current.
     pub fn gone(&self) -> Refusal {
         if self.over { Refusal::NotLeader(None) } else { Refusal::Gone }

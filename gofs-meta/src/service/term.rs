@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use gofs_proto::session as wire;
 use gofs_tree::{ChunkId, LeaseEpoch, NamespaceId, SessionId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -16,8 +17,6 @@ use crate::session::SessionTable;
 
 /// How often silence, late recalls and circles are looked for: the precision of all these times.
 const TICK: Duration = Duration::from_millis(250);
-/// Longest wait for the ChunkServers when a session is fenced, beyond their own bound.
-const FENCE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before the end of a session is proposed again.
 const END_RETRY: Duration = Duration::from_millis(500);
 /// Epochs of one term; the next term's are above them.
@@ -60,6 +59,7 @@ impl Term {
             grace: watch::channel(grace).0,
         });
         tokio::spawn(term.clone().watch_clock());
+        tokio::spawn(term.clone().tell_members());
         Ok(term)
     }
 
@@ -172,9 +172,8 @@ impl Term {
             tracing::warn!(%session, error = %refusal, "the end of a session could not be committed yet");
             tokio::time::sleep(END_RETRY).await;
         }
-        let fence = self.shared.chunks.fence(session);
-        if fenced && tokio::time::timeout(FENCE_TIMEOUT, fence).await.is_err() {
-            tracing::warn!(%session, "not every ChunkServer has confirmed the fence; those away learn of it when they are back");
+        if fenced {
+            self.shared.chunks.fence(session).await;
         }
         if let Ok(space) = space {
             space.end_session(session);
@@ -208,8 +207,29 @@ impl Term {
             }
             for space in self.all_spaces() {
                 for session in space.tick() {
-                    self.fence(session, "it did not answer a recall");
+                    // It may be heard of, and answer from its caches: others get what it holds when it cannot do that any more.
+                    if self.sessions.lock().refuse(session) {
+                        tracing::warn!(%session, "a session did not answer a recall: nothing of it is accepted any more");
+                        space.disconnect(session);
+                    }
                 }
+            }
+        }
+    }
+
+    /// Tells every mount at once where the MetaServers are, whenever that changes: those that it knows may be gone soon.
+    async fn tell_members(self: Arc<Self>) {
+        let mut voters = self.shared.group.voter_addresses();
+        let mut grace = self.grace.subscribe();
+        loop {
+            tokio::select! {
+                Ok(()) = voters.changed() => {}
+                _ = grace.wait_for(|grace| *grace == Grace::TermOver) => return,
+            }
+            let members = wire::Members { addresses: voters.borrow_and_update().clone() };
+            for link in self.all_spaces().iter().flat_map(|space| space.lock().all_links()) {
+                // Whoever does not hear it is told with the answer to its next KeepAlive.
+                drop(link.call(&members, Vec::new()));
             }
         }
     }

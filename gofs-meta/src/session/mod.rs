@@ -44,8 +44,17 @@ enum Phase {
     Absent,
     /// It has.
     Here,
+    /// Nothing of it is accepted any more, and it does not know that for sure: until its time is over it may answer from its
+    /// caches.
+    Refused,
     /// It is being ended: nothing of it is accepted any more.
     Ending,
+}
+
+impl Phase {
+    fn is_live(self) -> bool {
+        matches!(self, Phase::Absent | Phase::Here)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -108,7 +117,7 @@ impl SessionTable {
     /// Something came from the session. False where it is over.
     pub fn heard(&mut self, now: Now, session: SessionId) -> bool {
         match self.sessions.get_mut(&session) {
-            Some(known) if known.phase != Phase::Ending => {
+            Some(known) if known.phase.is_live() => {
                 known.heard = known.heard.max(now);
                 true
             }
@@ -118,7 +127,19 @@ impl SessionTable {
 
     /// Whether the session lives.
     pub fn is_live(&self, session: SessionId) -> bool {
-        self.sessions.get(&session).is_some_and(|known| known.phase != Phase::Ending)
+        self.sessions.get(&session).is_some_and(|known| known.phase.is_live())
+    }
+
+    /// From now on nothing of the session is accepted, and it is over when it was silent for its time. False where that was so
+    /// already.
+    pub fn refuse(&mut self, session: SessionId) -> bool {
+        match self.sessions.get_mut(&session) {
+            Some(known) if known.phase.is_live() => {
+                known.phase = Phase::Refused;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// What a session that lives mounts.
@@ -158,7 +179,7 @@ impl SessionTable {
 
     /// All sessions that live.
     pub fn list(&self, now: Now) -> Vec<SessionState> {
-        let live = self.sessions.iter().filter(|(_, known)| known.phase != Phase::Ending);
+        let live = self.sessions.iter().filter(|(_, known)| known.phase.is_live());
         live.map(|(&session, known)| SessionState {
             session,
             namespace: known.namespace,

@@ -65,3 +65,18 @@ fn whoever_is_heard_of_lives() {
     }
     assert_eq!(table.overdue(at(390 + 26)), [A]);
 }
+
+#[test]
+fn a_session_that_is_refused_is_over_when_it_cannot_believe_in_its_caches_any_more() {
+    let mut table = table(&[]);
+    table.opened(at(101), A, NS);
+    assert!(table.heard(at(110), A));
+    assert!(table.refuse(A) && !table.refuse(A));
+    assert!(
+        !table.heard(at(111), A) && !table.hello(at(111), A) && !table.is_live(A),
+        "it hears that it is over"
+    );
+    assert_eq!(table.overdue(at(135)), [], "its KeepAlive of 110 may be all that it knows");
+    assert_eq!(table.overdue(at(136)), [A]);
+    assert!(table.begin_end(A));
+}

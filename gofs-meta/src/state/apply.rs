@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use gofs_tree::{
-    ChunkId, ChunkVersion, Edit, EditOp, EditSeq, Encode, FsError, Ino, Mode, NamespaceId, Outcome, ROOT_INO,
-    SessionId, Store, Timestamp, Usage,
+    ChunkId, ChunkServerId, ChunkVersion, Edit, EditOp, EditSeq, Encode, FsError, Ino, Mode, NamespaceId,
+    Outcome, ROOT_INO, SessionId, Store, Timestamp, Usage,
 };
 
 use super::key::{self, Key, kind};
@@ -26,9 +26,8 @@ use crate::command::{Command, CommandOutcome, NamespaceConfig, Refusal, namespac
 
 /// Most outcomes of one session that wait for its acknowledgement. A client has far fewer requests in flight.
 const UNANSWERED_MAX: usize = 4096;
-/// Most fenced sessions remembered. A ChunkServer that was away while more were fenced learns of
-/// them by the sessions' chunks having moved to newer versions.
-pub(super) const FENCED_MAX: usize = 4096;
+/// Fenced sessions that have become old and are forgotten at once.
+const FORGET_FENCED: usize = 64;
 /// How far one command may move a counter of ids; more can only be a mistake, and would use the ids up.
 const ID_JUMP_MAX: u64 = 1 << 40;
 /// Records of a deleted namespace that one command removes: bounds the batch and the pause it makes.
@@ -78,7 +77,7 @@ impl StateStore {
         Ok(outcomes)
     }
 
-    fn commit(&self, changes: Changes) -> Result<(), StateError> {
+    pub(super) fn commit(&self, changes: Changes) -> Result<(), StateError> {
         let disk = self.shared.disk()?;
         self.shared.cache.begin_write(changes.keys());
         let sealed = changes
@@ -91,9 +90,9 @@ impl StateStore {
 }
 
 pub(super) struct Batch<'a> {
-    store: &'a StateStore,
+    pub(super) store: &'a StateStore,
     pub(super) shared: &'a Arc<Shared>,
-    changes: Changes,
+    pub(super) changes: Changes,
 }
 
 impl Batch<'_> {
@@ -116,11 +115,11 @@ impl Batch<'_> {
         self.shared.scan_over(&self.changes, prefix, &key::end_of_prefix(prefix), limit)
     }
 
-    fn counters(&self) -> Result<Counters, StateError> {
+    pub(super) fn counters(&self) -> Result<Counters, StateError> {
         counters_in(self.get(key::COUNTERS)?).map_err(|()| self.shared.misplaced(key::COUNTERS))
     }
 
-    fn set_counters(&mut self, counters: Counters) {
+    pub(super) fn set_counters(&mut self, counters: Counters) {
         self.set(key::COUNTERS.to_vec(), Record::Counters(counters));
     }
 
@@ -137,6 +136,15 @@ impl Batch<'_> {
         let key = key::session(id);
         match self.get(&key)? {
             Some(Record::Session(session)) => Ok(Some(session)),
+            Some(_) => Err(self.shared.misplaced(&key)),
+            None => Ok(None),
+        }
+    }
+
+    fn server(&self, id: ChunkServerId) -> Result<Option<ServerRecord>, StateError> {
+        let key = key::server(id);
+        match self.get(&key)? {
+            Some(Record::Server(server)) => Ok(Some(Arc::unwrap_or_clone(server))),
             Some(_) => Err(self.shared.misplaced(&key)),
             None => Ok(None),
         }
@@ -209,10 +217,29 @@ impl Batch<'_> {
                 }
             },
             Command::RegisterServer { server, address, labels } => {
-                let record = ServerRecord { id: *server, address: address.clone(), labels: labels.clone() };
+                let standing = self.server(*server)?.map(|known| known.standing).unwrap_or_default();
+                let (address, labels) = (address.clone(), labels.clone());
+                let record = ServerRecord { id: *server, address, labels, standing };
                 self.set(key::server(*server), Record::Server(Arc::new(record)));
                 Ok(CommandOutcome::Done)
             }
+            Command::SettleRestore => {
+                self.settle_restored()?;
+                Ok(CommandOutcome::Done)
+            }
+            Command::Repair { namespace, repairs } => self.repair(*namespace, repairs)?,
+            Command::DiscardUnknown => {
+                self.discard_unknown()?;
+                Ok(CommandOutcome::Done)
+            }
+            Command::SetServerStanding { server, standing } => match self.server(*server)? {
+                None => Err(Refusal::NoServer(*server)),
+                Some(known) => {
+                    let record = ServerRecord { standing: *standing, ..known };
+                    self.set(key::server(*server), Record::Server(Arc::new(record)));
+                    Ok(CommandOutcome::Done)
+                }
+            },
             Command::InitCluster { cluster } => match self.get(key::CLUSTER)? {
                 Some(Record::Cluster(present)) if present != *cluster => Err(Refusal::ClusterSet),
                 _ => {
@@ -220,6 +247,10 @@ impl Batch<'_> {
                     Ok(CommandOutcome::Done)
                 }
             },
+            Command::RetireMeta { id } => {
+                self.set(key::retired(*id), Record::Retired);
+                Ok(CommandOutcome::Done)
+            }
         };
         Ok(outcome.unwrap_or_else(CommandOutcome::Refused))
     }
@@ -392,7 +423,10 @@ impl Batch<'_> {
             return Ok(Err(Refusal::NoNamespace(record.namespace)));
         }
         let mut counters = self.counters()?;
-        if id.0 == 0 || id.0 >= counters.next_session.0.saturating_add(ID_JUMP_MAX) {
+        if id.0 == 0
+            || id < counters.session_floor()
+            || id.0 >= counters.next_session.0.saturating_add(ID_JUMP_MAX)
+        {
             return Ok(Err(Refusal::Invalid(format!("{id} cannot be a new session's id"))));
         }
         counters.next_session = counters.next_session.max(id.next());
@@ -401,7 +435,7 @@ impl Batch<'_> {
         Ok(Ok(CommandOutcome::Session(id)))
     }
 
-    fn end_session(
+    pub(super) fn end_session(
         &mut self,
         id: SessionId,
         fenced: bool,
@@ -435,10 +469,14 @@ impl Batch<'_> {
     }
 
     fn remember_fenced(&mut self, id: SessionId) -> Result<(), StateError> {
-        self.set(key::fenced(id), Record::Fenced);
-        let fenced = self.scan(&[kind::FENCED], usize::MAX)?;
-        for (key, _) in fenced.iter().take(fenced.len().saturating_sub(FENCED_MAX)) {
-            self.remove(key.clone());
+        let floor = self.counters()?.session_floor();
+        for (key, _) in self.scan(&[kind::FENCED], FORGET_FENCED)? {
+            if key::id_of(&key).is_some_and(|id| SessionId(id) < floor) {
+                self.remove(key);
+            }
+        }
+        if id >= floor {
+            self.set(key::fenced(id), Record::Fenced);
         }
         Ok(())
     }

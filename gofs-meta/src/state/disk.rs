@@ -19,6 +19,16 @@ const WORKERS: usize = 2;
 const LOCKED_PATIENCE: Duration = Duration::from_secs(5);
 const LOCKED_PAUSE: Duration = Duration::from_millis(20);
 
+/// Whether the bytes are wrong, and not the access to them. The journal is not synced: after a power cut it may have lost any of
+/// its pages, and only a cut at its very end is what the database expects.
+fn is_torn(error: &fjall::Error) -> bool {
+    use fjall::Error;
+    matches!(
+        error,
+        Error::JournalRecovery(_) | Error::InvalidTag(_) | Error::InvalidTrailer | Error::Unrecoverable
+    )
+}
+
 pub(crate) struct Disk {
     database: Database,
     records: Keyspace,
@@ -40,6 +50,9 @@ impl Disk {
             match database() {
                 Err(fjall::Error::Locked) if Instant::now() < until => std::thread::sleep(LOCKED_PAUSE),
                 Err(fjall::Error::Locked) => return Err(failed(&"another process uses it")),
+                Err(error) if is_torn(&error) => {
+                    return Err(StateError::Torn { path: path.to_owned(), reason: error.to_string() });
+                }
                 opened => break opened.map_err(|error| failed(&error))?,
             }
         };
@@ -98,6 +111,11 @@ impl Disk {
             }
         }
         batch.commit().map_err(|error| self.failed(error))
+    }
+
+    /// How many records there are, roughly and never too few by much.
+    pub fn approximate_records(&self) -> u64 {
+        self.records.approximate_len() as u64
     }
 
     /// Makes everything written so far durable.

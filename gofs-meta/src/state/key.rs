@@ -1,6 +1,8 @@
 //! Keys of the records. The first byte is the kind; ids are big-endian, so that keys sort as ids do.
 
-use gofs_tree::{ChunkId, ChunkIndex, ChunkServerId, Ino, Name, NamespaceId, SessionId, XattrName};
+use gofs_tree::{
+    ChunkId, ChunkIndex, ChunkServerId, Ino, MetaServerId, Name, NamespaceId, SessionId, XattrName,
+};
 
 /// Kinds of records: the first byte of a key.
 pub(crate) mod kind {
@@ -22,6 +24,8 @@ pub(crate) mod kind {
     pub const SLICED: u8 = b't';
     pub const USAGE: u8 = b'u';
     pub const XATTR: u8 = b'x';
+    /// Id of a MetaServer that was removed.
+    pub const RETIRED: u8 = b'y';
     /// A deleted namespace whose records are not all gone.
     pub const DELETED_NAMESPACE: u8 = b'z';
 }
@@ -34,6 +38,9 @@ pub(crate) const CLUSTER: &[u8] = b"m/cluster";
 pub(crate) const COUNTERS: &[u8] = b"m/counters";
 /// Who the MetaServers are, as raft wrote it.
 pub(crate) const MEMBERSHIP: &[u8] = b"m/membership";
+
+/// What a restore from a backup left.
+pub(crate) const RESTORED: &[u8] = b"m/restored";
 
 /// A record's key.
 pub(crate) type Key = Vec<u8>;
@@ -117,6 +124,10 @@ pub(crate) fn fenced(session: SessionId) -> Key {
     key(kind::FENCED, &[&session.0.to_be_bytes()])
 }
 
+pub(crate) fn retired(meta: MetaServerId) -> Key {
+    key(kind::RETIRED, &[&meta.0.to_be_bytes()])
+}
+
 pub(crate) fn server(server: ChunkServerId) -> Key {
     key(kind::SERVER, &[&server.0.to_be_bytes()])
 }
@@ -197,7 +208,13 @@ pub(crate) fn show(key: &[u8]) -> String {
             let index = index_of(key).map_or_else(|| "?".into(), |index| index.0.to_string());
             format!("{shown}/{}/{}/{index}", ns(), ino())
         }
-        kind::CHUNK | kind::SESSION | kind::PROGRESS | kind::RESERVED | kind::FENCED | kind::SERVER => {
+        kind::CHUNK
+        | kind::SESSION
+        | kind::PROGRESS
+        | kind::RESERVED
+        | kind::FENCED
+        | kind::RETIRED
+        | kind::SERVER => {
             format!("{shown}/{}", id())
         }
         _ => key.escape_ascii().to_string(),

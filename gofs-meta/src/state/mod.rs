@@ -6,17 +6,25 @@
 //! silently: a damaged record is an error, named in the log.
 
 mod apply;
+mod backup;
 mod cache;
 mod disk;
+mod image;
 mod key;
 mod ranges;
 mod read;
 mod record;
+mod repair;
+mod restored;
 mod slices;
 mod snapshot;
 mod verify;
 mod view;
 
+#[cfg(test)]
+mod repair_tests;
+#[cfg(test)]
+mod restored_tests;
 #[cfg(test)]
 mod tests;
 
@@ -38,7 +46,8 @@ use view::Changes;
 pub(crate) use apply::LogEntry;
 pub(crate) use snapshot::{SnapshotFile, SnapshotHead};
 
-pub use record::{ChunkRecord, LogPosition, NamespaceRecord};
+pub use backup::{Backup, BackupHead, BackupNamespace, verify_backup};
+pub use record::{ChunkRecord, LogPosition, NamespaceRecord, ServerRecord};
 pub use view::TreeView;
 
 /// Why the state cannot be read or written.
@@ -56,6 +65,14 @@ pub enum StateError {
         /// The record's key.
         key: String,
         /// What is wrong.
+        reason: String,
+    },
+    /// What a power cut left of it cannot be read. The EditLog, and the Snapshot before it, have everything.
+    #[error("state store {}: torn: {reason}", path.display())]
+    Torn {
+        /// The store's directory.
+        path: PathBuf,
+        /// What it said.
         reason: String,
     },
     /// The store failed.
@@ -123,6 +140,17 @@ impl StateStore {
         let position = store.position()?;
         store.shared.applied.store(position.map_or(0, |at| at.index), Ordering::Release);
         Ok(store)
+    }
+
+    /// Puts a new generation in the place of one that cannot be opened, with what a Snapshot has, or empty. What the EditLog has
+    /// beyond that is to be applied anew. On error nothing has changed.
+    pub(crate) fn make_anew(
+        dir: &Path,
+        config: StateConfig,
+        snapshot: Option<&SnapshotFile>,
+    ) -> Result<Self, StateError> {
+        snapshot::make_anew(dir, config, snapshot)?;
+        StateStore::open(dir, config)
     }
 
     /// The last EditLog entry that is in the state; 0 when none is.

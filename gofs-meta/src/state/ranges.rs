@@ -20,6 +20,11 @@ impl Ranges {
         self.0.len()
     }
 
+    /// The lowest number.
+    pub fn first(&self) -> Option<u64> {
+        self.0.first().map(|&(first, _)| first)
+    }
+
     /// Whether the number may be used.
     pub fn contains(&self, number: u64) -> bool {
         self.at(number).is_some()

@@ -4,17 +4,30 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use gofs_tree::{
-    ChunkId, ChunkIndex, ChunkRef, ChunkServerId, DirEntry, EditSeq, FsError, Ino, Inode, Name, NamespaceId,
-    NamespaceLimits, Orphan, SessionId, Usage,
+    ChunkId, ChunkIndex, ChunkRef, ChunkServerId, DirEntry, EditSeq, FsError, Ino, Inode, MetaServerId, Name,
+    NamespaceId, NamespaceLimits, Orphan, SessionId, Usage,
 };
 
 use super::key::{self, Key, kind};
 use super::ranges::Reserved;
 use super::record::{ChunkRecord, Counters, NamespaceRecord, Progress, Record, ServerRecord, SessionRecord};
+use super::restored::Restored;
 use super::view::Changes;
 use super::{StateError, StateStore, TreeView, refuse};
-use crate::command::NamespaceConfig;
+use crate::command::{NamespaceConfig, Standing};
+
+/// Which sessions are over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndedSessions {
+    /// Of those below, all but `live`.
+    pub floor: SessionId,
+    /// Those below the floor that go on, in the order of their ids.
+    pub live: Vec<SessionId>,
+    /// Of the others, these; in the order of their ids.
+    pub fenced: Vec<SessionId>,
+}
 
 impl StateStore {
     /// Identity of the cluster, once it has one.
@@ -26,6 +39,11 @@ impl StateStore {
         }
     }
 
+    /// Whether a MetaServer of this id was removed, or is being removed.
+    pub fn is_retired(&self, id: MetaServerId) -> Result<bool, FsError> {
+        Ok(self.fetch(&key::retired(id))?.is_some())
+    }
+
     /// The next ids of each kind.
     pub fn counters(&self) -> Result<Counters, FsError> {
         match self.fetch(key::COUNTERS)? {
@@ -33,6 +51,23 @@ impl StateStore {
             Some(_) => self.misplaced(key::COUNTERS),
             None => Ok(Counters::default()),
         }
+    }
+
+    /// What a restore from a backup left, if this cluster was restored.
+    pub fn restored(&self) -> Result<Option<Restored>, FsError> {
+        match self.fetch(key::RESTORED)? {
+            Some(Record::Restored(restored)) => Ok(Some(restored)),
+            Some(_) => self.misplaced(key::RESTORED),
+            None => Ok(None),
+        }
+    }
+
+    /// What MetaServers of one cluster have in common: its identity, and what it was restored from.
+    pub(crate) fn cluster_tag(&self) -> Result<Option<Bytes>, FsError> {
+        let Some(cluster) = self.cluster()? else { return Ok(None) };
+        let mut tag = cluster.to_vec();
+        tag.extend(self.restored()?.iter().flat_map(Restored::tag));
+        Ok(Some(tag.into()))
     }
 
     /// The namespace of that id.
@@ -158,17 +193,22 @@ impl StateStore {
         }
     }
 
-    /// Sessions that were fenced, the latest [`FENCED_MAX`](super::apply::FENCED_MAX) of them, in the order of their ids.
-    pub fn fenced_sessions(&self) -> Result<Vec<SessionId>, FsError> {
+    /// Of which sessions it is known that they are over.
+    pub fn ended_sessions(&self) -> Result<EndedSessions, FsError> {
+        let floor = self.counters()?.session_floor();
+        // In this order: one below the floor that ends in between is in neither list, which says that it is over.
         let records = self.all(&[kind::FENCED])?;
-        Ok(records.iter().filter_map(|(key, _)| key::id_of(key).map(SessionId)).collect())
+        let fenced = records.iter().filter_map(|(key, _)| key::id_of(key).map(SessionId));
+        let fenced = fenced.filter(|session| *session >= floor).collect();
+        let live = self.sessions()?.into_iter().map(|session| session.id);
+        Ok(EndedSessions { floor, fenced, live: live.filter(|session| *session < floor).collect() })
     }
 
     /// A chunk.
     pub fn chunk(&self, id: ChunkId) -> Result<Option<ChunkRecord>, FsError> {
         let key = key::chunk(id);
         match self.fetch(&key)? {
-            Some(Record::Chunk(chunk)) => Ok(Some(self.with_goal(chunk)?)),
+            Some(Record::Chunk(chunk)) => Ok(Some(self.as_known(id, chunk)?)),
             Some(_) => self.misplaced(&key),
             None => Ok(None),
         }
@@ -200,13 +240,17 @@ impl StateStore {
             let (Record::Chunk(chunk), Some(id)) = (record, key::id_of(&key)) else {
                 return self.misplaced(&key);
             };
-            chunks.push((ChunkId(id), self.with_goal(chunk)?));
+            chunks.push((ChunkId(id), self.as_known(ChunkId(id), chunk)?));
         }
         Ok(chunks)
     }
 
-    /// The goal follows the namespace's configuration, so that a change of it reaches existing chunks.
-    fn with_goal(&self, chunk: ChunkRecord) -> Result<ChunkRecord, FsError> {
+    /// The goal follows the namespace's configuration, so that a change of it reaches existing chunks. How many servers have a
+    /// version is not known where others may have been committed after the backup that the state comes from.
+    fn as_known(&self, id: ChunkId, mut chunk: ChunkRecord) -> Result<ChunkRecord, FsError> {
+        if self.restored()?.is_some_and(|restored| restored.is_uncertain(id, chunk.version)) {
+            chunk.copies = 0;
+        }
         let key = key::namespace(chunk.namespace);
         let goal = match self.fetch(&key)? {
             Some(Record::Namespace { config, .. }) => config.replicas,
@@ -216,7 +260,7 @@ impl StateStore {
         Ok(ChunkRecord { goal, ..chunk })
     }
 
-    /// A ChunkServer that registered once.
+    /// A ChunkServer that registered once, also a removed one.
     pub fn server(&self, id: ChunkServerId) -> Result<Option<ServerRecord>, FsError> {
         let key = key::server(id);
         match self.fetch(&key)? {
@@ -226,12 +270,14 @@ impl StateStore {
         }
     }
 
-    /// All ChunkServers that registered once, in the order of their ids.
+    /// All ChunkServers that registered once and were not removed, in the order of their ids.
     pub fn servers(&self) -> Result<Vec<ServerRecord>, FsError> {
         let mut servers = Vec::new();
         for (key, record) in self.all(&[kind::SERVER])? {
             let Record::Server(server) = record else { return self.misplaced(&key) };
-            servers.push(ServerRecord::clone(&server));
+            if server.standing != Standing::Removed {
+                servers.push(ServerRecord::clone(&server));
+            }
         }
         Ok(servers)
     }

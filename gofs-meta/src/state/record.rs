@@ -14,10 +14,13 @@ use gofs_tree::{
 
 use super::key::{self, kind};
 use super::ranges::Reserved;
+use super::restored::Restored;
 use crate::codec::{Reader, Writer};
-use crate::command::{NamespaceConfig, read_labels, write_labels};
+use crate::command::{NamespaceConfig, Standing, read_labels, write_labels};
 
 const VERSION: u8 = 1;
+/// Version of a ChunkServer's record that says how it stands.
+const SERVER_WITH_STANDING: u8 = 2;
 const CRC_BYTES: usize = 4;
 
 /// A namespace as it stands.
@@ -82,7 +85,13 @@ pub struct ServerRecord {
     pub address: String,
     /// Failure domains and the like.
     pub labels: BTreeMap<String, String>,
+    /// What was decided about it.
+    pub standing: Standing,
 }
+
+/// How many of the latest ids of sessions are told apart by name where they are over. Of older ones all are over that are
+/// not in the state, because none is opened so late.
+pub(super) const RECENT_SESSIONS: u64 = 4096;
 
 /// The next ids of each kind. Ids from here on were never used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +102,13 @@ pub struct Counters {
     pub next_session: SessionId,
     /// Next namespace.
     pub next_namespace: NamespaceId,
+}
+
+impl Counters {
+    /// No session is opened with an id below: those that are not in the state are over.
+    pub fn session_floor(self) -> SessionId {
+        SessionId(self.next_session.0.saturating_sub(RECENT_SESSIONS))
+    }
 }
 
 impl Default for Counters {
@@ -155,11 +171,13 @@ pub(crate) enum Record {
     Slice(Slice),
     Sliced(Usage),
     Fenced,
+    Retired,
     Server(Arc<ServerRecord>),
     Applied(LogPosition),
     Cluster([u8; 16]),
     Counters(Counters),
     Membership(Bytes),
+    Restored(Restored),
 }
 
 /// Why a stored value cannot be used.
@@ -224,7 +242,7 @@ impl Record {
             Record::Xattr(value) | Record::Membership(value) => out.raw(value),
             Record::ChunkRef(chunk) => chunk.encode(out.0),
             Record::Orphan(orphan) => orphan.encode(out.0),
-            Record::DeletedNamespace | Record::Fenced => out.u8(VERSION),
+            Record::DeletedNamespace | Record::Fenced | Record::Retired => out.u8(VERSION),
             Record::Namespace { name, config } => {
                 out.u8(VERSION);
                 out.str(name);
@@ -267,9 +285,14 @@ impl Record {
                 write_amount(&mut out, *left);
             }
             Record::Server(server) => {
-                out.u8(VERSION);
+                // The first version knew no standing, and is what a server in service is still written as.
+                let stands = server.standing != Standing::InService;
+                out.u8(if stands { SERVER_WITH_STANDING } else { VERSION });
                 out.str(&server.address);
                 write_labels(&mut out, &server.labels);
+                if stands {
+                    out.u8(server.standing.code());
+                }
             }
             Record::Applied(at) => {
                 out.u8(VERSION);
@@ -279,6 +302,10 @@ impl Record {
             Record::Cluster(cluster) => {
                 out.u8(VERSION);
                 out.raw(cluster);
+            }
+            Record::Restored(restored) => {
+                out.u8(VERSION);
+                restored.write(&mut out);
             }
             Record::Counters(counters) => {
                 out.u8(VERSION);
@@ -345,15 +372,10 @@ impl Record {
                 decode_with("slices of a quota", payload, |from| Ok(Record::Sliced(read_amount(from)?)))?
             }
             kind::FENCED => decode_with("fenced session", payload, |_| Ok(Record::Fenced))?,
+            kind::RETIRED => decode_with("removed MetaServer", payload, |_| Ok(Record::Retired))?,
             kind::SERVER => {
                 let id = ChunkServerId(id()?);
-                decode_with("server", payload, |from| {
-                    Ok(Record::Server(Arc::new(ServerRecord {
-                        id,
-                        address: from.str()?,
-                        labels: read_labels(from)?,
-                    })))
-                })?
+                decode_server(id, payload)?
             }
             kind::META if key == key::APPLIED => decode_with("applied position", payload, |from| {
                 Ok(Record::Applied(LogPosition { term: from.u64()?, index: from.u64()? }))
@@ -368,11 +390,26 @@ impl Record {
                     next_namespace: NamespaceId(from.u32()?),
                 }))
             })?,
+            kind::META if key == key::RESTORED => {
+                decode_with("restored", payload, |from| Ok(Record::Restored(Restored::read(from)?)))?
+            }
             kind::META if key == key::MEMBERSHIP => Record::Membership(Bytes::copy_from_slice(payload)),
             _ => return Err(Damage::Kind),
         };
         Ok(record)
     }
+}
+
+fn decode_server(id: ChunkServerId, payload: &[u8]) -> Result<Record, CodecError> {
+    let mut from = Reader::new("server", payload);
+    let version = from.version(SERVER_WITH_STANDING)?;
+    let (address, labels) = (from.str()?, read_labels(&mut from)?);
+    let standing = match version {
+        SERVER_WITH_STANDING => Standing::from_code(from.u8()?).ok_or_else(|| from.malformed())?,
+        _ => Standing::InService,
+    };
+    from.end()?;
+    Ok(Record::Server(Arc::new(ServerRecord { id, address, labels, standing })))
 }
 
 fn write_amount(out: &mut Writer<'_>, amount: Usage) {
@@ -436,5 +473,91 @@ impl Progress {
             outcomes.insert(seq, result);
         }
         Ok(Progress { applied, answered, outcomes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each kind of record that is not gofs-tree's, with the bytes that it always had.
+    fn golden() -> Vec<(key::Key, Record, Vec<u8>)> {
+        let chunk = ChunkRecord {
+            namespace: NamespaceId(1),
+            ino: Ino(2),
+            index: ChunkIndex(3),
+            version: ChunkVersion(4),
+            copies: 5,
+            goal: 0,
+            deleted: true,
+        };
+        let session = SessionRecord {
+            id: SessionId(9),
+            namespace: NamespaceId(1),
+            token: [2; 16],
+            host: "h".into(),
+            mount_point: "/m".into(),
+            pid: 3,
+            applied: EditSeq(0),
+        };
+        let counters =
+            Counters { next_chunk: ChunkId(1), next_session: SessionId(2), next_namespace: NamespaceId(3) };
+        let restored = Restored {
+            times: 1,
+            index: gofs_tree::EditIndex(2),
+            digest: 3,
+            time: gofs_tree::Timestamp { secs: 4, nanos: 5 },
+            chunks_below: ChunkId(7),
+            kept_from: ChunkId(8),
+            versions_below: ChunkVersion(9),
+            settled: true,
+        };
+        let le =
+            |numbers: &[u64]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
+        vec![
+            (key::APPLIED.to_vec(), Record::Applied(LogPosition { term: 1, index: 2 }), le(&[1, 2])),
+            (key::CLUSTER.to_vec(), Record::Cluster([6; 16]), vec![6; 16]),
+            (key::COUNTERS.to_vec(), Record::Counters(counters), [&le(&[1, 2])[..], &[3, 0, 0, 0]].concat()),
+            (
+                key::chunk(ChunkId(1)),
+                Record::Chunk(chunk),
+                [&[1, 0, 0, 0][..], &le(&[2]), &[3, 0, 0, 0], &le(&[4]), &[5, 0, 0, 0, 1]].concat(),
+            ),
+            (
+                key::session(SessionId(9)),
+                Record::Session(Arc::new(session)),
+                [&[1, 0, 0, 0][..], &[2; 16], b"\x01\0\0\0h\x02\0\0\0/m\x03\0\0\0"].concat(),
+            ),
+            (
+                key::RESTORED.to_vec(),
+                Record::Restored(restored),
+                [
+                    &[1, 0, 0, 0][..],
+                    &le(&[2]),
+                    &[3, 0, 0, 0],
+                    &le(&[4]),
+                    &[5, 0, 0, 0],
+                    &le(&[7, 8, 9]),
+                    &[1],
+                ]
+                .concat(),
+            ),
+        ]
+    }
+
+    #[test]
+    fn golden_bytes_of_records_and_a_newer_version_is_refused() {
+        for (key, record, body) in golden() {
+            let payload = [&[VERSION][..], &body].concat();
+            let crc = crc32c::crc32c(&[&key[..], &payload].concat()).to_le_bytes();
+            let sealed = [&payload[..], &crc].concat();
+            assert_eq!(seal(&key, &record), sealed, "{record:?}");
+            assert_eq!(open(&key, &sealed), Ok(record.clone()));
+
+            let newer = [&[VERSION + 1][..], &body].concat();
+            let crc = crc32c::crc32c(&[&key[..], &newer].concat()).to_le_bytes();
+            let refused = open(&key, &[&newer[..], &crc].concat());
+            assert!(matches!(refused, Err(Damage::Codec(CodecError::Version { .. }))), "{refused:?}");
+        }
     }
 }

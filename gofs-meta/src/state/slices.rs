@@ -89,7 +89,7 @@ impl Batch<'_> {
         }
     }
 
-    fn sliced(&self, ns: NamespaceId) -> Result<Usage, StateError> {
+    pub(super) fn sliced(&self, ns: NamespaceId) -> Result<Usage, StateError> {
         let key = key::sliced(ns);
         match self.get(&key)? {
             Some(Record::Sliced(left)) => Ok(left),

@@ -1,9 +1,8 @@
 //! Snapshots: the whole state in one file, and the store's directory made from one.
 //!
-//! File: magic and version, then blocks of `length, crc32c, payload`. The first block is the head, the
-//! following hold records in key order as they are stored (each with its own checksum), an
-//! empty one ends the records and is followed by their count. A Snapshot is written under another
-//! name and renamed when it is whole and durable; one that is cut is never used.
+//! File: magic, then blocks ([`image`](super::image)): the head, which has the version, the records, and after the block that
+//! ends them their count. A Snapshot is written under another name and renamed when it is whole and durable; one that is
+//! cut is never used.
 //!
 //! Installing builds a new store directory beside the old one, makes it durable and then moves
 //! `CURRENT`; a crash leaves either the old state or the new one.
@@ -17,16 +16,13 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::disk::Disk;
-use super::record::{self, LogPosition, Record};
-use super::{StateConfig, StateError, StateStore, key};
+use super::image::{BLOCK_BYTES, Records, invalid, read_block, read_records, write_block};
+use super::record::{LogPosition, Record};
+use super::{Shared, StateConfig, StateError, StateStore, key};
 use crate::codec::{Reader, Writer};
 
 const MAGIC: &[u8; 8] = b"gofssnap";
 const VERSION: u8 = 1;
-/// Records are gathered up to this size before a block is written.
-const BLOCK_BYTES: usize = 256 << 10;
-/// No block is larger: bounds what a damaged length can make a reader allocate.
-const BLOCK_BYTES_MAX: usize = 64 << 20;
 const CURRENT: &str = "CURRENT";
 
 /// What a Snapshot holds, up to which entry.
@@ -72,6 +68,35 @@ pub(super) fn open_current(dir: &Path, config: StateConfig) -> Result<Disk, Stat
     Disk::open(&dir.join(name), config.block_cache_bytes)
 }
 
+/// Makes the generation after the present one, which is left as it is, and has `CURRENT` name it. See
+/// [`StateStore::make_anew`].
+pub(super) fn make_anew(
+    dir: &Path,
+    config: StateConfig,
+    snapshot: Option<&SnapshotFile>,
+) -> Result<(), StateError> {
+    let failed = |error: io::Error| StateError::storage(dir, error);
+    let present = fs::read_to_string(dir.join(CURRENT)).map_err(failed)?;
+    let (name, path) = next_generation(dir, Some(present.trim())).map_err(failed)?;
+    let disk = Disk::open(&path, config.block_cache_bytes)?;
+    if let Some(snapshot) = snapshot {
+        let from = |error: io::Error| StateError::storage(&snapshot.path, error);
+        disk.fill(|put| snapshot.records(put).map_err(from))?;
+    }
+    disk.persist()?;
+    set_current(dir, &name).map_err(failed)
+}
+
+/// Name and directory of the generation after that one; there is nothing there yet.
+fn next_generation(dir: &Path, present: Option<&str>) -> io::Result<(String, PathBuf)> {
+    let name = generation_name(present.and_then(generation_of).unwrap_or(0) + 1);
+    let path = dir.join(&name);
+    if path.exists() {
+        fs::remove_dir_all(&path)?;
+    }
+    Ok((name, path))
+}
+
 fn generation_name(generation: u64) -> String {
     format!("state-{generation}")
 }
@@ -87,34 +112,6 @@ fn set_current(dir: &Path, name: &str) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&temporary, dir.join(CURRENT))?;
     File::open(dir)?.sync_all()
-}
-
-fn write_block(out: &mut impl Write, payload: &[u8]) -> io::Result<()> {
-    let len = u32::try_from(payload.len())
-        .map_err(|_| io::Error::other("a record is larger than a block can be"))?;
-    out.write_all(&len.to_le_bytes())?;
-    out.write_all(&crc32c::crc32c(payload).to_le_bytes())?;
-    out.write_all(payload)
-}
-
-fn read_block(from: &mut impl Read) -> io::Result<Vec<u8>> {
-    let mut head = [0; 8];
-    from.read_exact(&mut head)?;
-    let [l0, l1, l2, l3, c0, c1, c2, c3] = head;
-    let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
-    if len > BLOCK_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a block's length cannot be"));
-    }
-    let mut payload = vec![0; len];
-    from.read_exact(&mut payload)?;
-    if crc32c::crc32c(&payload) != u32::from_le_bytes([c0, c1, c2, c3]) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a block's checksum does not match"));
-    }
-    Ok(payload)
-}
-
-fn invalid(reason: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, reason)
 }
 
 impl SnapshotHead {
@@ -170,29 +167,11 @@ impl SnapshotFile {
     }
 
     /// Gives every record, in order, to `take`; fails unless the file is whole to its last byte.
-    fn records(&self, mut take: impl FnMut(&[u8], &[u8]) -> io::Result<()>) -> io::Result<SnapshotHead> {
+    fn records(&self, take: impl FnMut(&[u8], &[u8]) -> io::Result<()>) -> io::Result<SnapshotHead> {
         let (head, mut from) = self.open()?;
-        let mut count = 0u64;
-        let cut = |error| io::Error::new(io::ErrorKind::InvalidData, error);
-        loop {
-            let block = read_block(&mut from)?;
-            if block.is_empty() {
-                break;
-            }
-            let mut records = Reader::new("block of a Snapshot", &block);
-            while !records.is_empty() {
-                let key = records.bytes().map_err(cut)?;
-                let value = records.bytes().map_err(cut)?;
-                record::open(key, value).map_err(|damage| {
-                    let reason = format!("record {}: {damage}", key::show(key));
-                    io::Error::new(io::ErrorKind::InvalidData, reason)
-                })?;
-                take(key, value)?;
-                count += 1;
-            }
-        }
+        let sum = read_records(&mut from, take)?;
         let end = read_block(&mut from)?;
-        if end != count.to_le_bytes() || from.read(&mut [0])? != 0 {
+        if end != sum.records.to_le_bytes() || from.read(&mut [0])? != 0 {
             return Err(invalid("the count of records does not match"));
         }
         Ok(head)
@@ -206,8 +185,79 @@ impl StateStore {
         let disk = self.shared.disk()?;
         let view = disk.view();
         disk.persist()?;
-        let fetch = |key: &[u8]| match disk.get(Some(&view), key)? {
-            Some(value) => self.shared.decode(key, &value).map(Some),
+        let head = self.shared.head_at(&disk, &view)?;
+        let failed = |error: io::Error| StateError::storage(path, error);
+        let temporary = path.with_extension("new");
+        let mut out = BufWriter::with_capacity(BLOCK_BYTES, File::create(&temporary).map_err(failed)?);
+        out.write_all(MAGIC).map_err(failed)?;
+        write_block(&mut out, &head.encode()).map_err(failed)?;
+        let mut records = Records::new(out);
+        for pair in disk.range(Some(&view), &[], &[]) {
+            let (key, value) = pair?;
+            // A damaged record must not spread to another MetaServer.
+            self.shared.decode(&key, &value)?;
+            records.put(&key, &value).map_err(failed)?;
+        }
+        let finish = || -> io::Result<()> {
+            let (mut out, sum) = records.finish()?;
+            write_block(&mut out, &sum.records.to_le_bytes())?;
+            out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+            fs::rename(&temporary, path)?;
+            match path.parent() {
+                Some(dir) => File::open(dir)?.sync_all(),
+                None => Ok(()),
+            }
+        };
+        finish().map_err(failed)?;
+        Ok(head)
+    }
+
+    /// Replaces the whole state by a Snapshot's. On error the state is what it was.
+    pub(crate) fn install_snapshot(&self, snapshot: &SnapshotFile) -> Result<SnapshotHead, StateError> {
+        self.replace(&snapshot.path, |put| snapshot.records(put))
+    }
+
+    /// Replaces the whole state by the records that `records` gives in order, which come from the file `from`.
+    pub(super) fn replace<T>(
+        &self,
+        from: &Path,
+        records: impl FnOnce(&mut dyn FnMut(&[u8], &[u8]) -> io::Result<()>) -> io::Result<T>,
+    ) -> Result<T, StateError> {
+        let shared = &self.shared;
+        let _writer = shared.writer.lock();
+        let present = shared.disk()?;
+        let present_name = present.path().file_name().map(|name| name.to_string_lossy().into_owned());
+        let failed = |error: io::Error| StateError::storage(from, error);
+        let (name, path) = next_generation(&shared.dir, present_name.as_deref()).map_err(failed)?;
+        let disk = Disk::open(&path, shared.config.block_cache_bytes)?;
+        let given = disk.fill(|put| records(put).map_err(failed))?;
+        disk.persist()?;
+        let applied = match disk.get(None, key::APPLIED)? {
+            Some(value) => match shared.decode(key::APPLIED, &value)? {
+                Record::Applied(at) => at.index,
+                _ => return Err(shared.misplaced(key::APPLIED)),
+            },
+            None => 0,
+        };
+        set_current(&shared.dir, &name).map_err(failed)?;
+        *shared.disk.write() = Some(Arc::new(disk));
+        shared.cache.clear();
+        shared.applied.store(applied, Ordering::Release);
+        let old = present.path().to_owned();
+        drop(present);
+        // Readers may still look at the old files, which stay as long as they are open.
+        if let Err(error) = fs::remove_dir_all(&old) {
+            tracing::warn!(path = %old.display(), %error, "the replaced state is removed at the next start");
+        }
+        Ok(given)
+    }
+}
+
+impl Shared {
+    /// What a view of the store holds, and up to which entry.
+    pub(super) fn head_at(&self, disk: &Disk, view: &fjall::Snapshot) -> Result<SnapshotHead, StateError> {
+        let fetch = |key: &[u8]| match disk.get(Some(view), key)? {
+            Some(value) => self.decode(key, &value).map(Some),
             None => Ok(None),
         };
         let position = match fetch(key::APPLIED)? {
@@ -222,71 +272,26 @@ impl StateStore {
             Some(Record::Cluster(cluster)) => Some(cluster),
             _ => None,
         };
-        let head = SnapshotHead { position, membership, cluster };
-
-        let failed = |error: io::Error| StateError::storage(path, error);
-        let temporary = path.with_extension("new");
-        let mut out = BufWriter::with_capacity(BLOCK_BYTES, File::create(&temporary).map_err(failed)?);
-        out.write_all(MAGIC).map_err(failed)?;
-        write_block(&mut out, &head.encode()).map_err(failed)?;
-        let mut block = Vec::with_capacity(BLOCK_BYTES + 4096);
-        let mut count = 0u64;
-        for pair in disk.range(Some(&view), &[], &[]) {
-            let (key, value) = pair?;
-            // A damaged record must not spread to another MetaServer.
-            self.shared.decode(&key, &value)?;
-            let mut records = Writer(&mut block);
-            records.bytes(&key);
-            records.bytes(&value);
-            count += 1;
-            if block.len() >= BLOCK_BYTES {
-                write_block(&mut out, &block).map_err(failed)?;
-                block.clear();
-            }
-        }
-        let finish = || -> io::Result<()> {
-            if !block.is_empty() {
-                write_block(&mut out, &block)?;
-            }
-            write_block(&mut out, &[])?;
-            write_block(&mut out, &count.to_le_bytes())?;
-            out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-            fs::rename(&temporary, path)?;
-            match path.parent() {
-                Some(dir) => File::open(dir)?.sync_all(),
-                None => Ok(()),
-            }
-        };
-        finish().map_err(failed)?;
-        Ok(head)
+        Ok(SnapshotHead { position, membership, cluster })
     }
+}
 
-    /// Replaces the whole state by a Snapshot's. On error the state is what it was.
-    pub(crate) fn install_snapshot(&self, snapshot: &SnapshotFile) -> Result<SnapshotHead, StateError> {
-        let shared = &self.shared;
-        let _writer = shared.writer.lock();
-        let present = shared.disk()?;
-        let present_name = present.path().file_name().map(|name| name.to_string_lossy().into_owned());
-        let generation = present_name.as_deref().and_then(generation_of).unwrap_or(0) + 1;
-        let name = generation_name(generation);
-        let path = shared.dir.join(&name);
-        let failed = |error: io::Error| StateError::storage(&snapshot.path, error);
-        if path.exists() {
-            fs::remove_dir_all(&path).map_err(failed)?;
-        }
-        let disk = Disk::open(&path, shared.config.block_cache_bytes)?;
-        let head = disk.fill(|put| snapshot.records(put).map_err(failed))?;
-        disk.persist()?;
-        set_current(&shared.dir, &name).map_err(failed)?;
-        *shared.disk.write() = Some(Arc::new(disk));
-        shared.cache.clear();
-        shared.applied.store(head.position.map_or(0, |at| at.index), Ordering::Release);
-        let old = present.path().to_owned();
-        drop(present);
-        // Readers may still look at the old files, which stay as long as they are open.
-        if let Err(error) = fs::remove_dir_all(&old) {
-            tracing::warn!(path = %old.display(), %error, "the replaced state is removed at the next start");
-        }
-        Ok(head)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_bytes_of_a_head() {
+        let head = SnapshotHead {
+            position: Some(LogPosition { term: 2, index: 0x0103 }),
+            membership: Some(Bytes::from_static(b"us")),
+            cluster: None,
+        };
+        let golden =
+            [&b"\x01\x01\x02\0\0\0\0\0\0\0\x03\x01\0\0\0\0\0\0"[..], b"\x01\x02\0\0\0us", &[0; 17]].concat();
+        assert_eq!(head.encode(), golden);
+        assert_eq!(SnapshotHead::decode(&golden), Ok(head));
+        let newer = [&[VERSION + 1][..], &golden[1..]].concat();
+        assert!(SnapshotHead::decode(&newer).unwrap_err().to_string().contains('2'));
     }
 }

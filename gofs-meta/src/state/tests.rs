@@ -2,24 +2,25 @@ use std::path::Path;
 
 use bytes::Bytes;
 use gofs_tree::{
-    AttrChange, ChunkId, ChunkIndex, ChunkSize, ChunkVersion, Edit, EditIndex, EditOp, EditSeq, Encode,
-    FsError, Ino, Mode, Name, NamespaceId, NewNode, ROOT_INO, SessionId, Store, Timestamp, XattrName,
-    XattrSetMode,
+    AttrChange, ChunkId, ChunkIndex, ChunkServerId, ChunkSize, ChunkVersion, Edit, EditIndex, EditOp,
+    EditSeq, Encode, FsError, Ino, Mode, Name, NamespaceId, NewNode, ROOT_INO, SessionId, Store, Timestamp,
+    XattrName, XattrSetMode,
 };
 use proptest::prelude::*;
 
+use super::record::RECENT_SESSIONS;
 use super::{LogEntry, LogPosition, SnapshotFile, StateConfig, StateStore, key};
-use crate::command::{Command, CommandOutcome, NamespaceConfig, Refusal};
+use crate::command::{Command, CommandOutcome, NamespaceConfig, Refusal, Standing};
 
-const NS: NamespaceId = NamespaceId(1);
+pub(super) const NS: NamespaceId = NamespaceId(1);
 const SMALL: StateConfig = StateConfig { record_cache_bytes: 16 << 10, block_cache_bytes: 1 << 20 };
 
-fn open(dir: &Path) -> StateStore {
+pub(super) fn open(dir: &Path) -> StateStore {
     StateStore::open(dir, SMALL).unwrap()
 }
 
 /// Applies one command as the next entry of the log.
-fn run(state: &StateStore, command: &Command) -> CommandOutcome {
+pub(super) fn run(state: &StateStore, command: &Command) -> CommandOutcome {
     let position = LogPosition { term: 1, index: state.applied().0 + 1 };
     state.apply(&[(position, LogEntry::Command(command.to_bytes().into()))]).unwrap().remove(0)
 }
@@ -40,7 +41,7 @@ fn session(id: u64) -> Command {
 }
 
 /// A store with a namespace and two sessions.
-fn prepared(dir: &Path) -> StateStore {
+pub(super) fn prepared(dir: &Path) -> StateStore {
     let state = open(dir);
     let create =
         Command::CreateNamespace { name: "demo".into(), config: config(), time: Timestamp::new(1, 2) };
@@ -51,7 +52,7 @@ fn prepared(dir: &Path) -> StateStore {
     state
 }
 
-fn edits(session: u64, seq: u64, answered: u64, ops: Vec<EditOp>) -> Command {
+pub(super) fn edits(session: u64, seq: u64, answered: u64, ops: Vec<EditOp>) -> Command {
     let edits = ops.into_iter().map(|op| Edit { time: Timestamp::new(seq as i64, 0), op }).collect();
     Command::Edits {
         session: SessionId(session),
@@ -61,11 +62,11 @@ fn edits(session: u64, seq: u64, answered: u64, ops: Vec<EditOp>) -> Command {
     }
 }
 
-fn name(text: &str) -> Name {
+pub(super) fn name(text: &str) -> Name {
     Name::new(text.as_bytes()).unwrap()
 }
 
-fn create(text: &str, ino: u64) -> EditOp {
+pub(super) fn create(text: &str, ino: u64) -> EditOp {
     EditOp::Create {
         parent: ROOT_INO,
         name: name(text),
@@ -78,7 +79,7 @@ fn create(text: &str, ino: u64) -> EditOp {
     }
 }
 
-fn unlink(text: &str, holders: &[u64]) -> EditOp {
+pub(super) fn unlink(text: &str, holders: &[u64]) -> EditOp {
     let holders = holders.iter().copied().map(SessionId).collect();
     EditOp::Unlink { parent: ROOT_INO, name: name(text), holders }
 }
@@ -172,7 +173,7 @@ fn an_open_file_that_lost_its_name_lives_until_its_last_session_ends() {
     assert_eq!(state.orphans(NS).unwrap(), []);
     assert!(state.chunk(ChunkId(7)).unwrap().unwrap().deleted);
     assert_eq!(state.namespace(NS).unwrap().unwrap().usage.inodes, 1);
-    assert_eq!(state.fenced_sessions().unwrap(), [SessionId(1)]);
+    assert_eq!(state.ended_sessions().unwrap().fenced, [SessionId(1)]);
     assert_eq!(end(2, false), CommandOutcome::Refused(Refusal::NoSession(SessionId(2))));
     assert_eq!(state.sessions().unwrap(), []);
 }
@@ -214,6 +215,28 @@ fn a_chunk_lives_from_its_file_to_the_last_server() {
     assert_eq!(run(&state, &forget), CommandOutcome::Done);
     assert_eq!(run(&state, &forget), CommandOutcome::Refused(Refusal::NoChunk(ChunkId(5))));
     assert_eq!(state.chunks_from(None, 10).unwrap(), []);
+}
+
+#[test]
+fn of_old_sessions_all_are_over_that_are_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = prepared(dir.path());
+    let end = |id| run(&state, &Command::EndSession { session: SessionId(id), fenced: true });
+    assert_eq!(end(1), CommandOutcome::Done);
+    let ended = state.ended_sessions().unwrap();
+    assert_eq!((ended.floor, ended.live, ended.fenced), (SessionId(0), vec![], vec![SessionId(1)]));
+    // So many are opened that those from 1 to 99 are old. Not all of them have come through.
+    run(&state, &session(100 + RECENT_SESSIONS - 1));
+    run(&state, &session(150));
+    assert_eq!(end(150), CommandOutcome::Done);
+    let ended = state.ended_sessions().unwrap();
+    assert_eq!((ended.floor, ended.live), (SessionId(100), vec![SessionId(2)]));
+    assert_eq!(ended.fenced, [SessionId(150)]);
+    assert!(matches!(run(&state, &session(99)), CommandOutcome::Refused(Refusal::Invalid(_))), "too late");
+    // An old one that ends is told from the others by its absence.
+    assert_eq!(end(2), CommandOutcome::Done);
+    let ended = state.ended_sessions().unwrap();
+    assert_eq!((ended.live, ended.fenced), (vec![], vec![SessionId(150)]));
 }
 
 #[test]
@@ -512,4 +535,33 @@ proptest! {
         prop_assert_eq!(one.digest().unwrap(), two.digest().unwrap());
         prop_assert_eq!(one.verify().unwrap().damaged_records, 0);
     }
+}
+
+#[test]
+fn how_a_chunkserver_stands_outlives_restarts_and_new_registrations() {
+    let dir = tempfile::tempdir().unwrap();
+    let id = ChunkServerId(9);
+    let register = |address: &str| Command::RegisterServer {
+        server: id,
+        address: address.into(),
+        labels: Default::default(),
+    };
+    let stand = |standing| Command::SetServerStanding { server: id, standing };
+    {
+        let state = open(dir.path());
+        let unknown = run(&state, &stand(Standing::Draining));
+        assert_eq!(unknown, CommandOutcome::Refused(Refusal::NoServer(id)));
+        run(&state, &register("a:1"));
+        assert_eq!(state.servers().unwrap()[0].standing, Standing::InService);
+        assert_eq!(run(&state, &stand(Standing::Draining)), CommandOutcome::Done);
+        run(&state, &register("b:1"));
+    }
+    let state = open(dir.path());
+    let known = state.server(id).unwrap().unwrap();
+    assert_eq!((known.standing, known.address.as_str()), (Standing::Draining, "b:1"));
+    assert_eq!(run(&state, &stand(Standing::Removed)), CommandOutcome::Done);
+    assert_eq!(state.servers().unwrap(), []);
+    assert_eq!(state.server(id).unwrap().unwrap().standing, Standing::Removed);
+    assert_eq!(run(&state, &stand(Standing::InService)), CommandOutcome::Done);
+    assert_eq!(state.servers().unwrap()[0].standing, Standing::InService);
 }

@@ -103,7 +103,7 @@ impl TreeView {
         Ok(entries)
     }
 
-    fn chunk_record(&self, chunk: ChunkId) -> Result<Option<ChunkRecord>, FsError> {
+    pub(super) fn chunk_record(&self, chunk: ChunkId) -> Result<Option<ChunkRecord>, FsError> {
         let key = key::chunk(chunk);
         match self.get(&key)? {
             Some(Record::Chunk(record)) => Ok(Some(record)),

@@ -3,9 +3,9 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use gofs_proto::CallError;
 use gofs_proto::session as wire;
 use gofs_proto::session::failure::Code;
+use gofs_proto::{CallError, PROTOCOL_VERSION};
 use gofs_tree::{FsError, Ino, NewNode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -26,6 +26,9 @@ async fn hellos_that_cannot_be_are_refused_with_why() {
     );
     let newer = wire::Hello { version: 99, oldest_version: 98, ..hello() };
     assert_eq!(code(say(newer).await.unwrap_err()), Code::BadVersion);
+    // One that is a version ahead speaks ours with us.
+    let ahead = wire::Hello { version: PROTOCOL_VERSION + 1, oldest_version: PROTOCOL_VERSION, ..hello() };
+    assert_eq!(say(ahead).await.unwrap().welcome.version, PROTOCOL_VERSION);
     let a = server.mount().await;
     let forged = wire::Hello { session: a.welcome.session, token: vec![0; 16].into(), ..hello() };
     assert_eq!(code(say(forged).await.unwrap_err()), Code::NoSession);

@@ -1,16 +1,17 @@
 //! MetaServers and ChunkServers as processes on loopback.
 
-use std::net::TcpListener;
-use std::path::Path;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::disk::Disk;
 use crate::mount::Mount;
 use crate::process::{Server, program};
-use crate::run::Output;
+use crate::run::{Output, run};
 use crate::wait::{eventually, wait_for};
 
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -21,8 +22,11 @@ pub struct Cluster {
     pub metas: Vec<Server>,
     /// ChunkServers.
     pub chunks: Vec<Server>,
+    /// Disks of the servers, if they have any of their own: MetaServers first.
+    pub disks: Vec<Disk>,
     meta_addresses: Vec<String>,
     chunk_addresses: Vec<String>,
+    session_s: u32,
     dir: Option<TempDir>,
 }
 
@@ -32,6 +36,9 @@ pub struct ClusterBuilder {
     chunks: usize,
     scrub_interval_s: u32,
     session_s: u32,
+    disk_bytes: u64,
+    data_of: Option<PathBuf>,
+    small_logs: bool,
 }
 
 impl ClusterBuilder {
@@ -59,22 +66,45 @@ impl ClusterBuilder {
         self
     }
 
+    /// Data directories that a cluster left behind, in an archive.
+    pub fn data_of(mut self, archive: &Path) -> Self {
+        self.data_of = Some(archive.to_owned());
+        self
+    }
+
+    /// The smallest files that logs can have.
+    pub fn small_logs(mut self) -> Self {
+        self.small_logs = true;
+        self
+    }
+
+    /// A disk of that size for each server.
+    pub fn disk_bytes(mut self, bytes: u64) -> Self {
+        self.disk_bytes = bytes;
+        self
+    }
+
     /// Starts it, and waits until every ChunkServer is known.
     pub fn start(self) -> Cluster {
         let dir = TempDir::with_prefix("gofs-test-").expect("a temporary directory");
         let meta_addresses: Vec<String> = (0..self.metas).map(|_| free_address()).collect();
         let chunk_addresses: Vec<String> = (0..self.chunks).map(|_| free_address()).collect();
+        if let Some(archive) = &self.data_of {
+            let (archive, dir) = (archive.display().to_string(), dir.path().display().to_string());
+            run("tar", &["-C", &dir, "-xf", &archive]);
+        }
+        let log = if self.small_logs { "segment_bytes = 1048576\n" } else { "" };
+        let mut disks = Vec::new();
+        if self.disk_bytes > 0 {
+            let metas = (1..=self.metas).map(|i| format!("meta{i}"));
+            for name in metas.chain((1..=self.chunks).map(|i| format!("chunk{i}"))) {
+                disks.push(Disk::make(&dir.path().join(name), self.disk_bytes));
+            }
+        }
         let peers: Vec<String> =
             meta_addresses.iter().enumerate().map(|(i, address)| format!("{}={address}", i + 1)).collect();
         let metas = meta_addresses.iter().enumerate().map(|(i, address)| {
-            let data = dir.path().join(format!("meta{}", i + 1)).display().to_string();
-            let mut args: Vec<String> =
-                ["--id", &(i + 1).to_string(), "--listen", address, "--data", &data].map(String::from).into();
-            let config = dir.path().join(format!("meta{}.toml", i + 1));
-            let (validity_ms, margin_ms) = (self.session_s * 1000, self.session_s * 250);
-            let text = format!("session_validity_ms = {validity_ms}\nsession_margin_ms = {margin_ms}\n");
-            std::fs::write(&config, text).expect("a configuration");
-            args.extend(["--config".to_string(), config.display().to_string()]);
+            let mut args = meta_args(dir.path(), i as u64 + 1, address, self.session_s, log);
             if self.metas > 1 {
                 args.extend(["--peers".to_string(), peers.join(",")]);
             }
@@ -84,7 +114,7 @@ impl ClusterBuilder {
         let chunks = chunk_addresses.iter().enumerate().map(|(i, address)| {
             let data = dir.path().join(format!("chunk{}", i + 1)).display().to_string();
             let config = dir.path().join(format!("chunk{}.toml", i + 1));
-            std::fs::write(&config, format!("scrub_interval_s = {}\n", self.scrub_interval_s))
+            std::fs::write(&config, format!("scrub_interval_s = {}\n{log}", self.scrub_interval_s))
                 .expect("a configuration");
             let mut args: Vec<String> =
                 ["--listen", address, "--data", &data, "--meta", &meta_addresses.join(",")]
@@ -94,7 +124,9 @@ impl ClusterBuilder {
             Server::start(&format!("chunk{}", i + 1), "gofs-chunk", args, dir.path())
         });
         let chunks = chunks.collect();
-        let cluster = Cluster { metas, chunks, meta_addresses, chunk_addresses, dir: Some(dir) };
+        let session_s = self.session_s;
+        let cluster =
+            Cluster { metas, chunks, disks, meta_addresses, chunk_addresses, session_s, dir: Some(dir) };
         cluster
             .wait_status("every ChunkServer to be alive", |s| s["chunk_servers_alive"] == self.chunks as u64);
         // One that has not told of its disks yet is given no chunks, and what is written has a replica less.
@@ -111,7 +143,15 @@ impl ClusterBuilder {
 impl Cluster {
     /// One MetaServer and three ChunkServers unless changed.
     pub fn builder() -> ClusterBuilder {
-        ClusterBuilder { metas: 1, chunks: 3, scrub_interval_s: 24 * 3600, session_s: 20 }
+        ClusterBuilder {
+            metas: 1,
+            chunks: 3,
+            scrub_interval_s: 24 * 3600,
+            session_s: 20,
+            disk_bytes: 0,
+            data_of: None,
+            small_logs: false,
+        }
     }
 
     /// One MetaServer, three ChunkServers, and the namespace `test` with two replicas.
@@ -129,6 +169,48 @@ impl Cluster {
     /// Addresses of all MetaServers, as `--meta` wants them.
     pub fn meta(&self) -> String {
         self.meta_addresses.join(",")
+    }
+
+    /// Address of a MetaServer, from 0.
+    pub fn meta_address(&self, index: usize) -> &str {
+        &self.meta_addresses[index]
+    }
+
+    /// Starts an empty MetaServer that waits to be added: the last one of `metas`. Its id and address, as `gofsctl meta add`
+    /// wants them.
+    pub fn start_meta(&mut self) -> (String, String) {
+        let (id, address) = (self.metas.len() as u64 + 1, free_address());
+        let mut args = meta_args(self.dir(), id, &address, self.session_s, "");
+        args.extend(["--join".to_string(), self.meta()]);
+        let server = Server::start(&format!("meta{id}"), "gofs-meta", args, self.dir());
+        self.metas.push(server);
+        self.meta_addresses.push(address.clone());
+        wait_for("the new MetaServer to listen", START_TIMEOUT, || TcpStream::connect(&address).is_ok());
+        (id.to_string(), address)
+    }
+
+    /// Which of `metas` leads. Waits until one does.
+    pub fn leader(&self) -> usize {
+        let leader = eventually("a leader", START_TIMEOUT * 2, || {
+            let output = self.try_ctl(&["--json", "status"]);
+            let status: Value =
+                serde_json::from_str(&output.stdout).map_err(|e| format!("{e}: {output:?}"))?;
+            status["leader"].as_u64().filter(|id| *id > 0).ok_or_else(|| status.to_string())
+        });
+        leader as usize - 1
+    }
+
+    /// Waits until every MetaServer and ChunkServer is back and every chunk has its replicas.
+    pub fn wait_healthy(&self) {
+        self.wait_status_for("everything to be healthy", START_TIMEOUT * 4, |status| {
+            let metas = status["metas"].as_array();
+            metas.is_some_and(|metas| metas.iter().all(|meta| meta["reachable"] == true))
+                && status["chunk_servers_alive"] == self.chunks.len() as u64
+                && status["chunks_known"] == true
+                && status["chunks_under_replicated"] == 0
+                && status["chunks_lost"] == 0
+                && status["in_grace"] == false
+        });
     }
 
     /// Address of a ChunkServer, from 0.
@@ -229,6 +311,18 @@ impl Drop for Cluster {
             eprintln!("kept for a look: {}", dir.keep().display());
         }
     }
+}
+
+fn meta_args(dir: &Path, id: u64, address: &str, session_s: u32, more: &str) -> Vec<String> {
+    let data = dir.join(format!("meta{id}")).display().to_string();
+    let config = dir.join(format!("meta{id}.toml"));
+    let (validity_ms, margin_ms) = (session_s * 1000, session_s * 250);
+    let text = format!("session_validity_ms = {validity_ms}\nsession_margin_ms = {margin_ms}\n{more}");
+    std::fs::write(&config, text).expect("a configuration");
+    let config = config.display().to_string();
+    ["--id", &id.to_string(), "--listen", address, "--data", &data, "--config", &config]
+        .map(String::from)
+        .into()
 }
 
 /// A free address on loopback, below the ports that the kernel gives to outgoing connections. Never the same twice, and

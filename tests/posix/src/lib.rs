@@ -5,9 +5,11 @@
 //! for a condition. A missing binary or /dev/fuse fails the test and says what to do.
 
 mod cluster;
+mod disk;
 mod history;
 mod load;
 mod mount;
+mod pauses;
 pub mod posix;
 mod process;
 mod run;
@@ -15,9 +17,11 @@ pub mod sys;
 mod wait;
 
 pub use cluster::{Cluster, ClusterBuilder};
+pub use disk::Disk;
 pub use history::History;
 pub use load::{Load, content};
 pub use mount::Mount;
-pub use process::Server;
+pub use pauses::Pauses;
+pub use process::{Prepare, Server, gofsctl};
 pub use run::{Output, run, run_in, shell, try_shell};
 pub use wait::{eventually, wait_for};

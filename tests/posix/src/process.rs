@@ -11,25 +11,35 @@ use crate::wait::wait_for;
 const EXIT_TIMEOUT: Duration = Duration::from_secs(20);
 const LOG_TAIL_LINES: usize = 60;
 
+/// What is done to a command before each start, for example to have it enter a network namespace.
+pub type Prepare = Box<dyn Fn(&mut Command) + Send + Sync>;
+
 /// A process that can be killed and started again with the same command.
 pub struct Server {
     name: String,
     program: PathBuf,
     args: Vec<String>,
     log: PathBuf,
+    prepare: Prepare,
     child: Option<Child>,
 }
 
 impl Server {
     /// Starts `binary` (a program of this workspace) with its output in `log_dir`.
     pub(crate) fn start(name: &str, binary: &str, args: Vec<String>, log_dir: &Path) -> Server {
-        let mut server = Server {
-            name: name.to_string(),
-            program: program(binary),
-            args,
-            log: log_dir.join(format!("{name}.log")),
-            child: None,
-        };
+        Server::start_prepared(name, program(binary), args, log_dir, Box::new(|_| ()))
+    }
+
+    /// Starts `program` with its output in `log_dir`. It ends with the thread that starts it.
+    pub fn start_prepared(
+        name: &str,
+        program: PathBuf,
+        args: Vec<String>,
+        log_dir: &Path,
+        prepare: Prepare,
+    ) -> Server {
+        let log = log_dir.join(format!("{name}.log"));
+        let mut server = Server { name: name.to_string(), program, args, log, prepare, child: None };
         server.restart();
         server
     }
@@ -45,6 +55,7 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log);
+        (self.prepare)(&mut command);
         sys::die_with_parent(&mut command);
         self.child = Some(command.spawn().unwrap_or_else(|e| panic!("{}: {e}", self.program.display())));
     }
@@ -125,6 +136,11 @@ impl Drop for Server {
             self.print_tail();
         }
     }
+}
+
+/// Where gofsctl is, for a shell.
+pub fn gofsctl() -> String {
+    program("gofsctl").display().to_string()
 }
 
 /// A program of this workspace, beside the test's own executable.

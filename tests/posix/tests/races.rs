@@ -2,15 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
 
 use gofs_posix_tests::posix::{self, LockKind, Mapping};
 use gofs_posix_tests::{Cluster, content, eventually, wait_for};
@@ -213,4 +214,122 @@ fn a_mount_that_is_cut_off_shows_nothing_old_once_others_may_change_it() {
     });
     // Its session had ended.
     drop(a);
+}
+
+/// A read or a write of a number: when it was called and when it returned.
+#[derive(Clone, Copy, Debug)]
+struct Access {
+    begun: Instant,
+    ended: Instant,
+    value: u64,
+    wrote: bool,
+}
+
+/// Does it on the number at the beginning of the file.
+fn access(file: &File, write: Option<u64>) -> Access {
+    let begun = Instant::now();
+    let mut bytes = write.unwrap_or_default().to_le_bytes();
+    match write {
+        Some(_) => file.write_all_at(&bytes, 0).unwrap(),
+        None => file.read_exact_at(&mut bytes, 0).unwrap(),
+    }
+    Access { begun, ended: Instant::now(), value: u64::from_le_bytes(bytes), wrote: write.is_some() }
+}
+
+/// A value that was read, then a write of another one, and then the first again: each began when the one before had returned.
+fn seen_again(accesses: &[Access]) -> Option<[Access; 3]> {
+    let writes: Vec<&Access> = accesses.iter().filter(|access| access.wrote).collect();
+    let mut reads: HashMap<u64, Vec<&Access>> = HashMap::new();
+    for read in accesses.iter().filter(|access| !access.wrote) {
+        reads.entry(read.value).or_default().push(read);
+    }
+    reads.values().find_map(|reads| {
+        let first = reads.iter().min_by_key(|read| read.ended)?;
+        let last = reads.iter().max_by_key(|read| read.begun)?;
+        let between = writes.iter().find(|write| {
+            write.value != first.value && write.begun > first.ended && write.ended < last.begun
+        })?;
+        Some([**first, **between, **last])
+    })
+}
+
+#[test]
+fn nobody_sees_what_a_program_writes_before_it_counts_for_everybody() {
+    const FOR: Duration = Duration::from_secs(8);
+    let cluster = Cluster::start();
+    let mounts = [cluster.mount("a"), cluster.mount("b")];
+    fs::write(mounts[0].join("f"), 0u64.to_le_bytes()).unwrap();
+    let next = AtomicU64::new(1);
+    let end = Instant::now() + FOR;
+    let accesses = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for (number, mount) in mounts.iter().enumerate() {
+            for writes in [true, false, false] {
+                let (next, accesses) = (&next, &accesses);
+                let path = mount.join("f");
+                scope.spawn(move || {
+                    let mut rng = StdRng::seed_from_u64(number as u64);
+                    let file = OpenOptions::new().read(!writes).write(writes).open(path).unwrap();
+                    let mut own = Vec::new();
+                    while Instant::now() < end {
+                        own.push(access(&file, writes.then(|| next.fetch_add(1, Ordering::Relaxed))));
+                        std::thread::sleep(Duration::from_micros(rng.random_range(0..2000)));
+                    }
+                    accesses.lock().unwrap().append(&mut own);
+                });
+            }
+        }
+    });
+    let accesses = accesses.into_inner().unwrap();
+    println!("{} reads and writes", accesses.len());
+    assert!(seen_again(&accesses).is_none(), "{:#?}", seen_again(&accesses));
+}
+
+#[test]
+fn who_sees_a_change_of_attributes_first_is_not_followed_by_anybody_who_does_not_see_it() {
+    const FOR: Duration = Duration::from_secs(8);
+    let cluster = Cluster::start();
+    let mounts = [cluster.mount("a"), cluster.mount("b")];
+    let time = |value| SystemTime::UNIX_EPOCH + Duration::from_secs(value);
+    File::create(mounts[0].join("f")).unwrap().set_modified(time(0)).unwrap();
+    let end = Instant::now() + FOR;
+    let looks = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let file = OpenOptions::new().write(true).open(mounts[0].join("f")).unwrap();
+            let mut rng = StdRng::seed_from_u64(3);
+            for value in 1.. {
+                if Instant::now() > end {
+                    return;
+                }
+                file.set_modified(time(value)).unwrap();
+                std::thread::sleep(Duration::from_micros(rng.random_range(0..3000)));
+            }
+        });
+        for mount in [&mounts[0], &mounts[0], &mounts[1]] {
+            scope.spawn(|| {
+                let mut own = Vec::new();
+                while Instant::now() < end {
+                    let begun = Instant::now();
+                    let value = fs::metadata(mount.join("f")).unwrap().mtime();
+                    own.push((begun, Instant::now(), value));
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                looks.lock().unwrap().append(&mut own);
+            });
+        }
+    });
+    let mut looks = looks.into_inner().unwrap();
+    println!("{} looks, {} changes", looks.len(), looks.iter().map(|look| look.2).max().unwrap());
+    looks.sort_by_key(|look| look.0);
+    let mut ended = looks.clone();
+    ended.sort_by_key(|look| look.1);
+    let mut before = ended.iter().peekable();
+    let mut newest = 0;
+    for (begun, _, value) in &looks {
+        while let Some(look) = before.next_if(|look| look.1 < *begun) {
+            newest = newest.max(look.2);
+        }
+        assert!(*value >= newest, "{value} was seen after {newest}");
+    }
 }

@@ -7,10 +7,11 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use gofs_posix_tests::{Cluster, Mount, Server, eventually, run, sys};
+use gofs_posix_tests::{Cluster, Mount, Server, eventually, run, sys, wait_for};
 
 const LONG: Duration = Duration::from_secs(60);
 /// Longer than no unmount takes that has nothing to wait for.
@@ -84,7 +85,7 @@ fn edits_and_bytes_of_an_ended_session_are_told_once_and_counted_and_the_rest_is
 
     // What `a` holds is needed, so this waits until its session is ended.
     let (path, (tell, told)) = (b.join("dir/from_b"), mpsc::channel());
-    let writer = std::thread::spawn(move || tell.send(fs::write(path, "b")));
+    let writer = thread::spawn(move || tell.send(fs::write(path, "b")));
     told.recv_timeout(LONG).expect("a session ends when its validity is over").unwrap();
     drop(daemon);
     writer.join().unwrap().unwrap();
@@ -193,6 +194,7 @@ fn is_full(error: &io::Error) -> bool {
 fn a_disk_that_fills_up_behind_buffered_writes_is_told_and_what_was_synced_is_intact() {
     const FILE: usize = 1 << 20;
     const MORE: u64 = 32;
+    const TAKEN: Duration = Duration::from_secs(15);
     let disks = SmallDisks::new();
     let cluster = Cluster::builder().chunks(0).start();
     let servers: Vec<Server> =
@@ -207,18 +209,28 @@ fn a_disk_that_fills_up_behind_buffered_writes_is_told_and_what_was_synced_is_in
     let intact =
         |mount: &Mount| (0..8).all(|n| fs::read(mount.join(&format!("kept{n}"))).unwrap() == vec![n; FILE]);
 
-    // The mount believes that there is room, and takes all of them; nothing arrives before the disks are full.
+    // The mount believes that there is room, and takes them; nothing arrives before the disks are full. Where that takes so long
+    // that the servers are given up for dead, their room is gone too, and the next write waits for them.
     let paused: Vec<Paused> = servers.iter().map(Paused::new).collect();
-    let files: Vec<(String, File)> = (0..MORE)
-        .map(|n| {
-            let name = format!("more{n}");
-            let mut file = File::create(mount.join(&name)).unwrap();
-            file.write_all(&vec![9; FILE]).unwrap();
-            (name, file)
-        })
-        .collect();
-    disks.fill();
-    drop(paused);
+    let files = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        let (files, mount) = (&files, &mount);
+        let taken = scope.spawn(move || {
+            for n in 0..MORE {
+                let name = format!("more{n}");
+                let mut file = File::create(mount.join(&name)).unwrap();
+                match file.write_all(&vec![9; FILE]) {
+                    Ok(()) => files.lock().unwrap().push((name, file)),
+                    Err(error) => return assert!(is_full(&error), "{error}"),
+                }
+            }
+        });
+        let begun = Instant::now();
+        wait_for("the files to be taken", LONG, || taken.is_finished() || begun.elapsed() > TAKEN);
+        disks.fill();
+        drop(paused);
+    });
+    let files = files.into_inner().unwrap();
     let mut told = 0;
     for (name, file) in &files {
         match file.sync_all() {

@@ -7,10 +7,10 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gofs_posix_tests::posix::{self, LockKind, Mapping, RenameKind};
-use gofs_posix_tests::{Cluster, wait_for};
+use gofs_posix_tests::{Cluster, Mount, wait_for};
 
 /// One operation: done on one mount, looked at on the other.
 struct Case {
@@ -615,6 +615,56 @@ fn two_mounts_that_create_and_rename_in_the_same_directories_do_not_wait_for_eve
         assert_eq!(names(&mount.join("x")).len() + names(&mount.join("y")).len(), 400);
     }
     cluster.check();
+}
+
+#[test]
+fn two_mounts_that_list_each_others_new_files_do_not_wait_for_ever() {
+    const ROUNDS: usize = 20;
+    const FILES: usize = 8;
+    // A session is fenced for a recall that it has not answered for 30 s.
+    const LONG: Duration = Duration::from_secs(15);
+    let cluster = Cluster::start();
+    let mounts = [cluster.mount("a"), cluster.mount("b")];
+    let together = std::sync::Barrier::new(2);
+    let list = &|number: usize, mount: &Mount, round: usize| {
+        let dir = mount.join(&format!("d{round}"));
+        let made = if number == 0 { fs::create_dir(&dir) } else { Ok(()) };
+        together.wait();
+        // Each holds its own files for writing and asks for the attributes of the other's.
+        let mut written = (0..FILES).map(|file| fs::write(dir.join(format!("{number}-{file}")), "new"));
+        let written = written.try_for_each(|result| result);
+        together.wait();
+        let begun = Instant::now();
+        let listed = fs::read_dir(&dir).map(Iterator::count);
+        (made.and(written).and(listed), begun.elapsed())
+    };
+    std::thread::scope(|scope| {
+        let listing = mounts.iter().enumerate().map(|(number, mount)| {
+            scope.spawn(move || (0..ROUNDS).map(|round| list(number, mount, round)).collect::<Vec<_>>())
+        });
+        for lister in listing.collect::<Vec<_>>() {
+            for (round, (listed, took)) in lister.join().unwrap().into_iter().enumerate() {
+                assert_eq!(listed.unwrap(), 2 * FILES, "round {round}");
+                assert!(took < LONG, "round {round}: listing took {took:?}");
+            }
+        }
+    });
+    cluster.check();
+}
+
+#[test]
+fn fsync_brings_bytes_to_stable_storage_that_another_mount_had_asked_for() {
+    let cluster = Cluster::start();
+    let (a, b) = (cluster.mount("a"), cluster.mount("b"));
+    let mut file = File::create(a.join("f")).unwrap();
+    file.write_all(&[1; 100_000]).unwrap();
+    // Takes the lease: `a` sends the bytes to the ChunkServers and forgets all that it knows of the file.
+    let mut other = OpenOptions::new().append(true).open(b.join("f")).unwrap();
+    other.write_all(b"more").unwrap();
+    let before = a.counted("round_trip chunk.Sync");
+    file.sync_all().unwrap();
+    assert!(a.counted("round_trip chunk.Sync") > before, "no ChunkServer was asked to sync");
+    assert_eq!(fs::metadata(a.join("f")).unwrap().len(), 100_004);
 }
 
 #[test]

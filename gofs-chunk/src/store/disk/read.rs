@@ -83,7 +83,7 @@ impl Disk {
         self.check_up().ok()?;
         let cell = self.cell(chunk)?;
         let state = cell.state.try_read()?;
-        if !state.is_live() || version > state.version {
+        if !state.is_live() || state.check(chunk, version).is_err() {
             return None;
         }
         let mut out = vec![0; range.bytes()];
@@ -139,9 +139,7 @@ impl Disk {
         if !state.is_live() {
             return Err(StoreError::NoChunk { chunk });
         }
-        if version > state.version {
-            return Err(StoreError::Stale { chunk, stored: state.version, asked: version });
-        }
+        state.check(chunk, version)?;
         then(&cell, &state)
     }
 

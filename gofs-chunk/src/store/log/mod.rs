@@ -344,6 +344,17 @@ mod tests {
     }
 
     #[test]
+    fn the_header_of_a_segment_is_the_one_of_version_1() {
+        let key = SegmentKey { disk: 7, segment: 3 };
+        let bytes = encode_header(key, Lsn(0x0102));
+        let golden = b"gofsseg1\x07\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x02\x01\0\0\0\0\0\0";
+        let crc = crc32c::crc32c(golden).to_le_bytes();
+        assert_eq!(bytes[..36], [&golden[..], &crc].concat());
+        assert_eq!(decode_header(key, &bytes), Some(Lsn(0x0102)));
+        assert_eq!(decode_header(SegmentKey { disk: 8, ..key }, &bytes), None);
+    }
+
+    #[test]
     fn zeros_go_ahead_of_records_that_are_synced_one_by_one() {
         let dir = tempfile::tempdir().unwrap();
         let start = Tail { at: Position { segment: 0, offset: 0 }, next: Lsn(1) };

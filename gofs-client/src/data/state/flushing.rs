@@ -16,6 +16,10 @@ impl FileState {
     /// Takes what a flush has to write. The caller is the only flush of this file; what an earlier one
     /// took and did not finish is taken again.
     pub fn begin_flush(&mut self, scope: Scope) -> Plan {
+        // Whoever waited for the flush under whose hands it was discarded: what it would write is somebody else's by now.
+        if self.retired {
+            return Plan::Nothing;
+        }
         self.take_back();
         let limit = match scope {
             Scope::Early => u64::MAX,
@@ -146,7 +150,7 @@ impl FileState {
     /// The edit that makes what was written visible, `None` where the server has it all. Follows
     /// [`FileState::written_out`].
     pub fn begin_commit(&mut self) -> Option<Edit> {
-        if self.base != Base::Chunks {
+        if self.retired || self.base != Base::Chunks {
             return None;
         }
         let size = self.server_size.max(self.valid_end.min(self.size));

@@ -302,6 +302,11 @@ impl FileState {
         self.flushing.is_none() && self.dirty.len() >= long && self.dirty.run_is_long(offset, long)
     }
 
+    /// Whether what was begun at that epoch is not to go on: it was discarded meanwhile, or has no cache to go out from.
+    pub fn is_over(&self, epoch: u64) -> bool {
+        self.retired || self.epoch != epoch
+    }
+
     /// Nothing more is cached here: another state takes over, or none.
     pub fn retire(&mut self) {
         self.retired = true;

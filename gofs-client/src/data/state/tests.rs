@@ -100,6 +100,7 @@ impl Server {
                 version: ChunkVersion(1),
                 blocks_4k: chunk.blocks_4k,
                 replicas: Vec::new(),
+                lost: false,
             })
             .collect()
     }
@@ -511,4 +512,18 @@ fn nothing_is_left_of_a_discarded_file() {
     assert_eq!(world.state.weight(), Weight::default());
     let refused = world.state.write(Some(0), Bytes::from_static(b"x"), Timestamp::default(), Instant::now());
     assert_eq!(refused, Err(FsError::NotCached));
+}
+
+#[test]
+fn of_a_file_that_was_discarded_on_its_way_out_of_its_inode_nothing_is_flushed() {
+    let mut world = World::new();
+    world.write(Some(0), 1000, 1);
+    world.flush(u64::MAX);
+    world.write(Some(1000), 50_000, 2);
+    assert!(matches!(world.state.begin_flush(Scope::Below(u64::MAX)), Plan::Out(_)));
+    assert!(world.state.discard() > 0);
+    // Another one waited for the first. The file is somebody else's by now, and so are its chunks.
+    assert!(matches!(world.state.begin_flush(Scope::Below(u64::MAX)), Plan::Nothing));
+    assert!(world.state.begin_commit().is_none());
+    assert!(world.state.is_over(0) && world.state.is_over(1), "nor is anything sent for it");
 }

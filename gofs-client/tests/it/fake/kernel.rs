@@ -67,6 +67,10 @@ impl KernelCache for Kernel {
         self.forgotten.lock().push(format!("{ino} {offset}+{len}"));
     }
 
+    fn forget_attributes(&self, ino: Ino) {
+        self.forgotten.lock().push(format!("attributes of {ino}"));
+    }
+
     fn invalidate_entries(&self) {
         self.forgotten.lock().push("names".to_owned());
     }

@@ -163,6 +163,13 @@ impl Fake {
         link.call(&wire::RecallSlice {}, Vec::new()).await.expect("given back");
     }
 
+    /// Says where the MetaServers are, and returns when that was heard.
+    pub async fn tell_members(&self, addresses: &[&str]) {
+        let link = self.server.lock().link.clone().expect("connected");
+        let addresses = addresses.iter().map(|&address| address.to_owned()).collect();
+        link.call(&wire::Members { addresses }, Vec::new()).await.expect("heard");
+    }
+
     /// Extended attributes that the servers have of an inode.
     pub fn xattrs_of(&self, ino: Ino) -> Vec<(String, Bytes)> {
         let all = self.server.lock().tree.xattrs(ino).unwrap();

@@ -13,7 +13,7 @@ use parking_lot::MutexGuard;
 use super::{ChunkService, said_yes};
 use crate::{
     chunks::{
-        Change, Servers, Step,
+        Change, Copy, Servers, Step, Wanted,
         leader::{Answer, Leader},
         version::next_version,
     },
@@ -58,7 +58,8 @@ impl<'a> Changing<'a> {
     pub fn begin(service: &'a ChunkService, chunk: ChunkId) -> Option<Changing<'a>> {
         let mut leader = service.leader.lock();
         let term = leader.term;
-        (term != 0 && leader.changing.insert(chunk)).then_some(Changing { service, chunk, term })
+        // Made only where it is one: dropping it locks the leader, and gives back the chunk.
+        (term != 0 && leader.changing.insert(chunk)).then(|| Changing { service, chunk, term })
     }
 
     /// As [`begin`](Self::begin), after the change that runs. `Busy` where that takes too long.
@@ -80,19 +81,34 @@ impl<'a> Changing<'a> {
         self.chunk
     }
 
-    /// Leaves out the replicas on `without` and those that cannot be used, and makes one on `target`.
-    pub async fn replicas(&self, without: &[ChunkServerId], target: Option<ChunkServerId>) -> Changed {
+    /// Makes the replica that [`Repairs`](crate::chunks::Repairs) chose.
+    pub async fn copied(&self, copy: &Copy) -> Changed {
+        let wanted = Wanted { without: &[], target: Some(copy.target), leaving: copy.leaving };
+        self.carry_through(wanted, Some(copy)).await
+    }
+
+    /// Changes the replicas as is wanted, and leaves out those that cannot be used.
+    pub async fn replicas(&self, wanted: Wanted<'_>) -> Changed {
+        self.carry_through(wanted, None).await
+    }
+
+    async fn carry_through(&self, wanted: Wanted<'_>, planned: Option<&Copy>) -> Changed {
         let live = self.service.record(self.chunk).filter(|record| !record.deleted);
         let Some(record) = live else { return Changed::Lost };
         let (mut change, mut step) = {
             let leader = self.service.leader.lock();
             let Some(entry) = leader.directory.entry(self.chunk) else { return Changed::NoSurvivor };
-            Change::start(self.term, &(&record).into(), entry, &leader.servers, without, target)
+            let view = leader.view(&self.service.config, Instant::now());
+            Change::start(self.term, &(&record).into(), entry, &view, wanted)
         };
         loop {
             let yes = match step {
                 Step::Raise { servers, to } => self.raise(&servers, to).await,
-                Step::Copy { target, sources, version } => self.copy(target, &sources, version).await,
+                Step::Copy { target, mut sources, version } => {
+                    // The one that the copy was charged to is asked first.
+                    sources.sort_by_key(|source| planned.is_none_or(|copy| copy.source != *source));
+                    self.copy(target, &sources, version, planned).await
+                }
                 Step::Commit { from, to, holders, copied } => {
                     return if self.commit(from, to, holders.len()).await {
                         Changed::Committed { version: to, holders, copied }
@@ -179,11 +195,16 @@ impl<'a> Changing<'a> {
         target: ChunkServerId,
         sources: &[ChunkServerId],
         version: ChunkVersion,
+        planned: Option<&Copy>,
     ) -> Option<Vec<ChunkServerId>> {
+        let bytes_s = planned.map_or(self.service.config.repair_bytes_s, |copy| copy.bytes_s);
+        let bytes = planned.map_or(0, |copy| copy.bytes);
+        // Others share the speed, and begin while little more than two seconds' worth is under way.
+        let at_speed = Duration::from_secs_f64(4.0 * bytes as f64 / bytes_s as f64);
         let from = self.service.addresses(sources).into_iter().map(|(_, address)| address).collect();
-        let copy = cluster::CopyChunk { chunk: self.chunk.0, version: version.0, from };
+        let copy = cluster::CopyChunk { chunk: self.chunk.0, version: version.0, from, bytes_s };
         let answer = self.leader()?.instruct(target, instruction::Body::Copy(copy));
-        let yes = said_yes(vec![(target, answer)], self.service.config.copy_timeout).await;
+        let yes = said_yes(vec![(target, answer)], self.service.config.copy_timeout + at_speed).await;
         let mut leader = self.leader()?;
         for &server in &yes {
             leader.directory.copied(server, self.chunk, version, Instant::now());

@@ -12,7 +12,7 @@ use super::{
     changing::{Changed, Changing},
 };
 use crate::{
-    chunks::{Location, Servers},
+    chunks::{Location, Servers, Wanted},
     state::ChunkRecord,
 };
 
@@ -54,7 +54,7 @@ impl ChunkService {
         let chunk = changing.chunk();
         tracing::warn!(chunk = chunk.0, version = record.version.0, ?failed, "replicas failed in a write");
         let unseen = self.never_seen(chunk, record);
-        match changing.replicas(failed, None).await {
+        match changing.replicas(Wanted { without: failed, ..Wanted::default() }).await {
             Changed::Committed { version, holders, .. } => Ok((version, self.addresses(&holders))),
             Changed::NoSurvivor if unseen && self.someone_lacks(chunk, failed) => {
                 changing.place_anew(record, failed).await
@@ -98,7 +98,7 @@ impl ChunkService {
             Some(Err(error)) => {
                 tracing::warn!(chunk = chunk.0, server = server.0, error, "a replica is not where it was");
                 if self.record(chunk).is_some_and(|record| record.version == version) {
-                    changing.replicas(&[server], None).await;
+                    changing.replicas(Wanted { without: &[server], ..Wanted::default() }).await;
                 }
             }
             // The end of its connection, or its silence, is dealt with as such.

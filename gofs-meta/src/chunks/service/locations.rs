@@ -12,7 +12,7 @@ use super::{
     changing::{Changed, Changing},
 };
 use crate::{
-    chunks::{Location, Servers, Write, leader::Leader, locate, locate_to_write, placement},
+    chunks::{Location, Servers, Wanted, Write, leader::Leader, locate, locate_to_write, placement},
     state::ChunkRecord,
 };
 
@@ -54,7 +54,7 @@ impl ChunkService {
         match write {
             Write::Raise => {
                 let Some(changing) = Changing::begin(self, chunk) else { return Location::Wait };
-                match changing.replicas(&[], None).await {
+                match changing.replicas(Wanted::default()).await {
                     Changed::Committed { version, holders, .. } => {
                         Location::At { version, servers: self.addresses(&holders) }
                     }
@@ -75,7 +75,8 @@ impl ChunkService {
     }
 
     /// Servers for a new chunk: `goal` of them where there are so many with room, at least
-    /// one. `NoSpace` where none has room; `Busy` where none is there at the moment: answer RETRY.
+    /// one. `NoSpace` where none has room; `Busy` where none is there at the moment, or where there are fewer than `goal`
+    /// and others may be about to come: answer RETRY.
     pub fn place(&self, goal: u32) -> Result<Servers, FsError> {
         self.place_without(goal, &[])
     }
@@ -83,9 +84,13 @@ impl ChunkService {
     /// As [`place`](Self::place), on none of the servers to `avoid`.
     pub(super) fn place_without(&self, goal: u32, avoid: &[ChunkServerId]) -> Result<Servers, FsError> {
         let mut leader = self.leader.lock();
+        let may_grow = leader.may_grow(&self.config, Instant::now());
         let Leader { servers, rng, .. } = &mut *leader;
         let goal = goal.max(1) as usize;
         let chosen = placement::choose(servers, &[], avoid, goal, self.config.reserve_bytes, rng);
+        if chosen.len() < goal && may_grow {
+            return Err(FsError::Busy);
+        }
         if chosen.is_empty() {
             let known = servers.alive().any(|server| server.described && !avoid.contains(&server.id));
             return Err(if known { FsError::NoSpace } else { FsError::Busy });

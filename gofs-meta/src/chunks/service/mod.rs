@@ -3,13 +3,16 @@
 //! Owns the leader's memory ([`Leader`]), behind one lock that is never held over an await, and begins and ends it
 //! with the terms of the group. Whoever comes back after a pause finds perhaps another term, and looks.
 //!
-//! [`locations`] and [`failures`] serve sessions, [`planner`] serves nobody in particular, [`changing`] is how all of
+//! [`locations`], [`failures`] and [`fencing`] serve sessions, [`planner`] serves nobody in particular, [`changing`] is how all of
 //! them change a chunk's replicas, and [`status`] tells people.
 
+mod census;
 mod changing;
 mod failures;
+mod fencing;
 mod locations;
 mod planner;
+mod standing;
 mod status;
 
 use std::{
@@ -18,8 +21,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gofs_proto::cluster::{self, instruction, report};
-use gofs_tree::{ChunkId, ChunkServerId, FsError, SessionId, Store};
+use gofs_proto::cluster::{self, report};
+use gofs_tree::{ChunkId, ChunkServerId, FsError, Store};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
@@ -28,14 +31,15 @@ use super::{
     leader::{Answer, Leader},
 };
 use crate::{
+    command::Standing,
     group::{MetaGroup, Role},
     state::ChunkRecord,
 };
 
+pub use census::Census;
+pub use standing::{Left, StandingError};
 pub use status::{Capacity, ServerStatus};
 
-/// Fenced sessions remembered beyond those in the state, for servers that connect later.
-const FENCED_MAX: usize = 4096;
 /// Pause after which a term is taken up once more where the state could not be read.
 const TERM_RETRY: Duration = Duration::from_secs(1);
 
@@ -90,40 +94,17 @@ impl ChunkService {
         self.leader.lock().disconnect(server, link, Instant::now());
     }
 
-    /// Has every live ChunkServer refuse the session's writes; returns when all said that they do,
-    /// or after the bound. Servers that are away are told when they register.
-    pub async fn fence(&self, session: SessionId) {
-        let answers: Vec<_> = {
-            let mut leader = self.leader.lock();
-            if leader.fenced.len() >= FENCED_MAX {
-                leader.fenced.remove(0);
-            }
-            leader.fenced.push(session);
-            let alive: Vec<ChunkServerId> = leader.servers.alive().map(|server| server.id).collect();
-            let body = instruction::Body::Fence(cluster::Fence { session: session.0 });
-            alive.into_iter().map(|id| (id, leader.instruct(id, body.clone()))).collect()
-        };
-        let asked = answers.len();
-        let yes = said_yes(answers, self.config.answer_timeout).await;
-        if yes.len() < asked {
-            tracing::warn!(
-                session = session.0,
-                asked,
-                fenced = yes.len(),
-                "not every ChunkServer confirmed a fence"
-            );
-        }
-    }
-
-    /// Sessions fenced in this term.
-    pub fn fenced(&self) -> Vec<SessionId> {
-        self.leader.lock().fenced.clone()
-    }
-
     /// Whether no flush ever reported bytes in the chunk.
     pub fn is_unwritten(&self, record: &ChunkRecord) -> bool {
         let tree = self.group.state().tree(record.namespace);
         matches!(tree.chunk(record.ino, record.index), Ok(Some(chunk)) if chunk.blocks_4k == 0)
+    }
+
+    /// Bytes of a chunk, as far as flushes have told.
+    fn bytes_of(&self, record: &ChunkRecord) -> u64 {
+        let tree = self.group.state().tree(record.namespace);
+        let known = tree.chunk(record.ino, record.index).ok().flatten();
+        known.map_or(0, |chunk| u64::from(chunk.blocks_4k) * 4096)
     }
 
     fn record(&self, chunk: ChunkId) -> Option<ChunkRecord> {
@@ -140,11 +121,14 @@ impl ChunkService {
     /// Takes up a term: the registered servers are known, nothing else.
     fn begin_term(&self, term: u64) -> Result<(), FsError> {
         let servers = self.group.state().servers()?;
+        let restored = self.group.state().restored()?;
         let now = Instant::now();
         let mut leader = self.leader.lock();
         leader.reset(term, now);
+        leader.restoring = restored.is_some_and(|restored| !restored.settled);
         for server in servers {
-            leader.servers.know(server.id, server.address, server.labels, now);
+            let known = leader.servers.know(server.id, server.address, server.labels, now);
+            known.draining = server.standing == Standing::Draining;
         }
         Ok(())
     }

@@ -17,13 +17,16 @@ use super::{
     changing::{Changed, Changing},
 };
 use crate::{
-    chunks::{Copy, Health, judge, leader::Leader},
+    chunks::{Copy, Health, Reason, Want, Wanted, judge, leader::Leader},
     command::Command,
     state::ChunkRecord,
 };
 
 /// Forgotten chunks committed in one round of the planner.
 const FORGETS_PER_ROUND: usize = 256;
+/// Chunks looked at in one round for one to move to an emptier server, and moves that may wait for their turn.
+const BALANCE_LOOK_AT: usize = 256;
+const BALANCE_WAITING: u64 = 128;
 
 /// Runs the planner until the group stops.
 pub(super) async fn run(service: Weak<ChunkService>) {
@@ -51,6 +54,8 @@ pub(super) async fn run(service: Weak<ChunkService>) {
 #[derive(Debug, Default)]
 struct Round {
     term: u64,
+    /// The restored cluster is known from now on.
+    settles: bool,
     raises: Vec<(ChunkId, Vec<ChunkServerId>)>,
     forgets: Vec<ChunkId>,
     copies: Vec<Copy>,
@@ -62,16 +67,22 @@ impl Round {
         let (config, state) = (&service.config, service.group.state());
         let mut round = Round::default();
         let batch = config.scan_batch;
+        let known = service.leader.lock().servers.ids();
+        let records = state.servers()?;
         let (mut chunks, walk_from) = {
             let mut leader = service.leader.lock();
             let now = Instant::now();
             leader.expire(config, now);
             leader.settle(config, now);
             leader.age_deletions(config, now);
+            if leader.term != 0 {
+                leader.follow(&known, &records, now);
+            }
             if leader.term == 0 || !leader.settled {
                 return Ok(round);
             }
             round.term = leader.term;
+            round.settles = leader.restoring;
             let mut chunks = leader.directory.take_changed(batch);
             chunks.extend(leader.next_watched(batch));
             let walk = now >= leader.walk_at;
@@ -92,10 +103,13 @@ impl Round {
         chunks.dedup();
         let next_chunk = state.counters()?.next_chunk;
         let reserved = state.reserved()?;
+        let restored = state.restored()?;
         for chunk in chunks {
             // After what is reserved: meanwhile a session may have given the chunk to a file.
             let record = state.chunk(chunk)?;
-            let issued = chunk < next_chunk && !reserved.iter().any(|held| held.chunks.contains(chunk.0));
+            let kept = restored.is_some_and(|restored| restored.keeps(chunk))
+                || reserved.iter().any(|held| held.chunks.contains(chunk.0));
+            let issued = chunk < next_chunk && !kept;
             let mut leader = service.leader.lock();
             if leader.term != round.term {
                 return Ok(Round::default());
@@ -104,6 +118,7 @@ impl Round {
                 round.look_at(service, &mut leader, chunk, record.as_ref(), issued);
             }
         }
+        round.balance(service)?;
         let mut leader = service.leader.lock();
         if leader.term == round.term {
             if walk_from.is_some() {
@@ -141,10 +156,21 @@ impl Round {
         if verdict.forget && self.forgets.len() < FORGETS_PER_ROUND {
             self.forgets.push(chunk);
         }
-        if verdict.repair {
-            leader.repairs.want(chunk, verdict.current);
-        } else {
-            leader.repairs.unwant(chunk);
+        let few = verdict.repair.then_some((None, Reason::TooFew { current: verdict.current }));
+        let moved = verdict.relocate.map(|(from, reason)| (Some(from), reason));
+        let relocated = moved.is_some();
+        match (few.or(moved), record) {
+            (Some((leaving, reason)), Some(record)) => {
+                let wanted = leader.repairs.wanted(chunk).map(|want| want.bytes);
+                let bytes = wanted.unwrap_or_else(|| service.bytes_of(record));
+                leader.repairs.want(chunk, Want { reason, leaving, target: None, bytes });
+            }
+            _ => {
+                let kept = leader.repairs.wanted(chunk).is_some_and(|want| want.reason == Reason::Rebalance);
+                if !(kept && verdict.health == Health::Healthy && !raise_wanted) {
+                    leader.repairs.unwant(chunk);
+                }
+            }
         }
         if record.is_none() {
             leader.directory.forget_if_empty(chunk);
@@ -152,7 +178,8 @@ impl Round {
         let entry = leader.directory.entry(chunk);
         let at_rest = match verdict.health {
             Health::Healthy => {
-                !delete_wanted && !raise_wanted && entry.is_none_or(|entry| entry.over_since.is_none())
+                let quiet = !delete_wanted && !raise_wanted && !relocated;
+                quiet && entry.is_none_or(|entry| entry.over_since.is_none())
             }
             // Nothing can be done until a server reports it, which is a change.
             Health::Lost => true,
@@ -166,8 +193,48 @@ impl Round {
         }
     }
 
+    /// Finds replicas to move from full servers to emptier ones, while nothing more urgent waits.
+    fn balance(&self, service: &ChunkService) -> Result<(), FsError> {
+        let candidates = {
+            let mut leader = service.leader.lock();
+            let Leader { repairs, balance, servers, directory, .. } = &mut *leader;
+            let urgent = repairs.to_do(|reason| reason != Reason::Rebalance).chunks > 0;
+            if urgent || repairs.to_do(|_| true).chunks >= BALANCE_WAITING {
+                return Ok(());
+            }
+            balance.candidates(servers, directory, BALANCE_LOOK_AT, Instant::now())
+        };
+        for (giver, chunk) in candidates {
+            let Some(record) = service.group.state().chunk(chunk)? else { continue };
+            let bytes = service.bytes_of(&record);
+            let mut leader = service.leader.lock();
+            if leader.term != self.term || leader.changing.contains(&chunk) {
+                continue;
+            }
+            let now = Instant::now();
+            let Leader { repairs, balance, servers, directory, .. } = &mut *leader;
+            let Some(entry) = directory.entry_mut(chunk) else { continue };
+            let verdict = judge(&service.config, servers, Some(&(&record).into()), true, Some(entry), now);
+            let rests = verdict.health == Health::Healthy && verdict.relocate.is_none() && !record.deleted;
+            if !rests || verdict.raise_without.is_some() || repairs.wanted(chunk).is_some() {
+                continue;
+            }
+            let current = entry.replicas.iter().filter(|replica| replica.version == record.version);
+            let current: Vec<ChunkServerId> = current.map(|replica| replica.server).collect();
+            if let Some(target) = balance.choose(servers, &current, giver, bytes, now) {
+                let (reason, leaving, target) = (Reason::Rebalance, Some(giver), Some(target));
+                repairs.want(chunk, Want { reason, leaving, target, bytes });
+            }
+        }
+        Ok(())
+    }
+
     /// Begins the copies and raises, and waits for what is forgotten.
     async fn perform(self, service: &Arc<ChunkService>) {
+        if self.settles && service.group.propose(Command::SettleRestore).await.is_ok() {
+            let mut leader = service.leader.lock();
+            leader.restoring = leader.restoring && leader.term != self.term;
+        }
         for copy in self.copies {
             tokio::spawn(repair(service.clone(), copy, self.term));
         }
@@ -197,15 +264,19 @@ async fn repair(service: Arc<ChunkService>, copy: Copy, term: u64) {
     while let Some(copy) = next {
         let mut copied = false;
         if let Some(changing) = Changing::begin(&service, copy.chunk) {
-            let changed = changing.replicas(&[], Some(copy.target)).await;
+            let changed = changing.copied(&copy).await;
             copied = matches!(changed, Changed::Committed { copied: true, .. });
         }
         if copied {
-            tracing::info!(chunk = copy.chunk.0, server = copy.target.0, "a replica was made again");
+            let (chunk, server, reason) = (copy.chunk.0, copy.target.0, copy.reason);
+            tracing::debug!(chunk, server, ?reason, "a replica was made");
         }
         let mut leader = service.leader.lock();
         if leader.term != term {
             return;
+        }
+        if copied {
+            leader.count_copy(&copy, Instant::now());
         }
         leader.repairs.finished(copy.chunk, copied, Instant::now());
         next = leader.next_copy(&service.config, Instant::now());
@@ -214,6 +285,6 @@ async fn repair(service: Arc<ChunkService>, copy: Copy, term: u64) {
 
 async fn raise_without(service: Arc<ChunkService>, chunk: ChunkId, without: Vec<ChunkServerId>) {
     if let Some(changing) = Changing::begin(&service, chunk) {
-        changing.replicas(&without, None).await;
+        changing.replicas(Wanted { without: &without, ..Wanted::default() }).await;
     }
 }

@@ -9,7 +9,7 @@ use gofs_tree::{ChunkId, ChunkServerId, ChunkVersion, FsError};
 
 use super::ChunkService;
 use crate::{
-    chunks::{Disk, Health, judge},
+    chunks::{Amount, Disk, Health, Reason, judge},
     state::ChunkRecord,
 };
 
@@ -26,7 +26,7 @@ pub struct Capacity {
 }
 
 /// How servers and chunks are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ChunkStatus {
     /// Servers that can be reached.
     pub servers_alive: u32,
@@ -46,8 +46,41 @@ pub struct ChunkStatus {
     pub repairs_running: u64,
     /// Replicas that their servers found corrupt and that are not replaced yet.
     pub corrupt_replicas: u64,
+    /// Replicas that may lack acknowledged writes after their host went down, and that are not made anew yet.
+    pub doubtful_replicas: u64,
+    /// Servers that are being emptied, or are empty.
+    pub servers_draining: u32,
+    /// Disks that their servers do not use any more.
+    pub disks_failed: u32,
+    /// Chunks to copy because they have too few replicas.
+    pub to_repair: ToDo,
+    /// Chunks to copy for other reasons: failure domains, drains, evenness.
+    pub to_move: ToDo,
     /// Whether servers have reported or had their time to; before that the numbers are too dark.
     pub settled: bool,
+}
+
+/// What there is to copy, and how long it may take.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ToDo {
+    /// Not yet done.
+    pub amount: Amount,
+    /// Done over the last minute, chunks a second.
+    pub chunks_s: f64,
+    /// Done over the last minute, bytes a second.
+    pub bytes_s: f64,
+    /// Seconds to the end at this speed; `None`: there is no telling, or nothing to do.
+    pub end_s: Option<u64>,
+}
+
+impl ToDo {
+    fn new(amount: Amount, (chunks_s, bytes_s): (f64, f64)) -> ToDo {
+        // Small chunks are bounded by their number, large ones by their bytes: the longer of the two counts.
+        let time = |left: u64, speed: f64| if left == 0 { 0.0 } else { left as f64 / speed };
+        let end = time(amount.chunks, chunks_s).max(time(amount.bytes, bytes_s));
+        let end_s = (amount.chunks > 0 && end.is_finite()).then_some(end.ceil() as u64);
+        ToDo { amount, chunks_s, bytes_s, end_s }
+    }
 }
 
 /// A server for people.
@@ -59,6 +92,8 @@ pub struct ServerStatus {
     pub address: String,
     /// Whether it can be reached.
     pub alive: bool,
+    /// Whether it is being emptied.
+    pub draining: bool,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Its disks.
@@ -82,7 +117,7 @@ pub struct ReplicaStatus {
     pub address: String,
     /// Its version there.
     pub version: ChunkVersion,
-    /// current, promised, suspect, corrupt, stale, newer; with "server dead" where it is.
+    /// current, promised, suspect, doubtful, corrupt, stale, newer; with "server dead" where it is.
     pub state: String,
 }
 
@@ -109,6 +144,14 @@ impl ChunkService {
             status.repairs_running = leader.repairs.running() as u64;
             status.corrupt_replicas = leader.directory.corrupt_replicas();
             status.settled = leader.settled;
+            status.doubtful_replicas = leader.directory.doubtful_replicas();
+            status.servers_draining = leader.servers.iter().filter(|server| server.draining).count() as u32;
+            let disks = leader.servers.alive().flat_map(|server| &server.disks);
+            status.disks_failed = disks.filter(|disk| !disk.error.is_empty()).count() as u32;
+            let speed = leader.speed.per_second(Instant::now());
+            let few = |reason| matches!(reason, Reason::TooFew { .. });
+            status.to_repair = ToDo::new(leader.repairs.to_do(few), speed);
+            status.to_move = ToDo::new(leader.repairs.to_do(|reason| !few(reason)), speed);
         }
         self.each_chunk(|_, record, health| match health {
             Health::Deleting => status.to_delete += 1,
@@ -156,6 +199,7 @@ impl ChunkService {
             id: server.id,
             address: server.address.clone(),
             alive: server.is_alive(),
+            draining: server.draining,
             labels: server.labels.clone(),
             disks: server.disks.clone(),
             chunks: server.chunks,
@@ -164,6 +208,13 @@ impl ChunkService {
             heard_ago: server.heard.map(|heard| now.saturating_duration_since(heard)),
         });
         servers.collect()
+    }
+
+    /// How far the emptying of a server is: what is left of it, and how fast it goes.
+    pub fn drain_progress(&self, server: ChunkServerId, held: Amount) -> ToDo {
+        let leader = self.leader.lock();
+        let speed = leader.drained.get(&server).map(|speed| speed.per_second(Instant::now()));
+        ToDo::new(held, speed.unwrap_or_default())
     }
 
     /// The replicas of a chunk as they are known, good or not.
@@ -177,6 +228,7 @@ impl ChunkService {
                 None => "unknown to the state",
                 Some(version) if replica.version < version => "stale",
                 Some(version) if replica.version > version => "newer than committed",
+                Some(_) if replica.doubtful => "doubtful since its host went down",
                 Some(_) if replica.suspect.is_some() => "suspect, being verified",
                 Some(_) if !replica.confirmed => "promised, not yet written",
                 Some(_) => "current",

@@ -23,6 +23,8 @@ use crate::{
     group::MetaGroup,
 };
 
+mod moves;
+
 const FILE: Ino = Ino(2);
 const CLUSTER: [u8; 16] = [7; 16];
 
@@ -47,17 +49,23 @@ fn config() -> ChunkConfig {
         copy_retry: Duration::from_millis(100),
         answer_timeout: Duration::from_millis(500),
         write_patience: Duration::from_millis(200),
+        place_patience: Duration::from_millis(1000),
+        extra_grace: Duration::from_millis(200),
         ..ChunkConfig::default()
     }
 }
 
 impl Meta {
     async fn start() -> Meta {
+        Meta::with(config()).await
+    }
+
+    async fn with(config: ChunkConfig) -> Meta {
         let one = GroupOfOne::start().await;
         if one.group.state().cluster().unwrap().is_none() {
             one.group.propose(Command::InitCluster { cluster: CLUSTER }).await.unwrap();
         }
-        let (chunks, address, server) = serve(&one.group).await;
+        let (chunks, address, server) = serve(&one.group, config).await;
         Meta { one, chunks, address, server }
     }
 
@@ -68,7 +76,7 @@ impl Meta {
     /// The chunk side starts anew, knowing nothing but the state.
     async fn restart(&mut self) {
         self.server.abort();
-        let (chunks, address, server) = serve(&self.one.group).await;
+        let (chunks, address, server) = serve(&self.one.group, config()).await;
         self.chunks = chunks;
         self.address = address;
         self.server = server;
@@ -114,8 +122,8 @@ impl Meta {
     }
 }
 
-async fn serve(group: &Arc<MetaGroup>) -> (Arc<ChunkService>, String, JoinHandle<()>) {
-    let chunks = ChunkService::new(group.clone(), config());
+async fn serve(group: &Arc<MetaGroup>, config: ChunkConfig) -> (Arc<ChunkService>, String, JoinHandle<()>) {
+    let chunks = ChunkService::new(group.clone(), config);
     until("the chunk side has taken up the term", || chunks.leader.lock().term != 0).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -129,8 +137,12 @@ async fn serve(group: &Arc<MetaGroup>) -> (Arc<ChunkService>, String, JoinHandle
 
 #[derive(Default)]
 struct Held {
-    chunks: BTreeMap<ChunkId, (ChunkVersion, bool)>,
+    chunks: BTreeMap<ChunkId, (ChunkVersion, bool, bool)>,
     fenced: Vec<u64>,
+    /// Number of the last Status that was heard.
+    heard: u64,
+    /// Chunks that were copied to here.
+    copied: Vec<ChunkId>,
     /// Does not answer instructions.
     mute: bool,
 }
@@ -155,13 +167,13 @@ fn body(body: report::Body) -> cluster::Report {
     cluster::Report { body: Some(body) }
 }
 
-fn line(chunk: ChunkId, held: Option<&(ChunkVersion, bool)>) -> cluster::ChunkState {
+fn line(chunk: ChunkId, held: Option<&(ChunkVersion, bool, bool)>) -> cluster::ChunkState {
     cluster::ChunkState {
         chunk: chunk.0,
         version: held.map_or(0, |held| held.0.0),
         gone: held.is_none(),
         corrupt: held.is_some_and(|held| held.1),
-        doubtful: false,
+        doubtful: held.is_some_and(|held| held.2),
     }
 }
 
@@ -192,14 +204,14 @@ impl Fake {
         let beat = tokio::spawn({
             let reports = reports.clone();
             async move {
-                loop {
+                for number in 1.. {
                     let disk = cluster::Disk {
                         path: "/d".into(),
                         capacity_bytes: 100 << 30,
                         free_bytes: 50 << 30,
                         ..Default::default()
                     };
-                    let status = cluster::Status { disks: vec![disk], ..Default::default() };
+                    let status = cluster::Status { disks: vec![disk], number, ..Default::default() };
                     if reports.send(body(report::Body::Status(status))).await.is_err() {
                         return;
                     }
@@ -228,7 +240,7 @@ impl Fake {
     }
 
     async fn put(&self, chunk: ChunkId, version: ChunkVersion) {
-        self.held.lock().chunks.insert(chunk, (version, false));
+        self.held.lock().chunks.insert(chunk, (version, false, false));
         self.tell(chunk).await;
     }
 
@@ -249,7 +261,7 @@ fn obey(held: &mut Held, instruction: instruction::Body) -> (Option<cluster::Chu
             let chunk = ChunkId(set.chunk);
             match held.chunks.get_mut(&chunk) {
                 Some(held) if held.0.0 == set.from => {
-                    held.0 = ChunkVersion(set.to);
+                    *held = (ChunkVersion(set.to), held.1, false);
                     (chunk, String::new())
                 }
                 _ => return (None, "not at that version".into()),
@@ -257,7 +269,8 @@ fn obey(held: &mut Held, instruction: instruction::Body) -> (Option<cluster::Chu
         }
         instruction::Body::Copy(copy) => {
             assert!(!copy.from.is_empty());
-            held.chunks.insert(ChunkId(copy.chunk), (ChunkVersion(copy.version), false));
+            held.copied.push(ChunkId(copy.chunk));
+            held.chunks.insert(ChunkId(copy.chunk), (ChunkVersion(copy.version), false, false));
             (ChunkId(copy.chunk), String::new())
         }
         instruction::Body::Delete(delete) => {
@@ -273,7 +286,13 @@ fn obey(held: &mut Held, instruction: instruction::Body) -> (Option<cluster::Chu
             held.fenced.push(fence.session);
             return (None, String::new());
         }
-        instruction::Body::Accepted(_) => return (None, "accepted twice".into()),
+        instruction::Body::Heard(heard) => {
+            held.heard = heard.number;
+            return (None, String::new());
+        }
+        instruction::Body::Accepted(_) | instruction::Body::Members(_) => {
+            return (None, "accepted twice".into());
+        }
     };
     (Some(line(chunk, held.chunks.get(&chunk))), error)
 }
@@ -422,7 +441,7 @@ async fn a_corrupt_replica_is_replaced_and_then_deleted() {
     meta.make_file(2).await;
     let chunk = meta.write_chunk(0, 2, &servers).await;
     let bad = servers.iter().find(|server| server.version(chunk).is_some()).unwrap();
-    bad.held.lock().chunks.insert(chunk, (ChunkVersion(1), true));
+    bad.held.lock().chunks.insert(chunk, (ChunkVersion(1), true, false));
     meta.chunks.bad_replica(chunk, bad.id, true);
     let id = bad.id;
     until("two others hold it", || {
@@ -515,6 +534,7 @@ async fn fences_reach_servers_and_strangers_are_refused() {
     let servers = fakes(&meta, 1..=2).await;
     meta.chunks.fence(SessionId(9)).await;
     assert!(servers.iter().all(|server| server.held.lock().fenced == [9]));
+    until("a Status is heard", || servers.iter().all(|server| server.held.lock().heard > 0)).await;
     let Err(refused) = Fake::start(&meta, 5, Arc::default(), vec![9; 16]).await else { panic!() };
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
     assert!(refused.message().contains("belongs to cluster 0909"), "{}", refused.message());
@@ -527,6 +547,46 @@ async fn fences_reach_servers_and_strangers_are_refused() {
     let refused = client.beat(tokio_stream::once(body(report::Body::Register(register)))).await.unwrap_err();
     assert!(refused.message().contains("upgrade"), "{}", refused.message());
     assert!(!refused.metadata().contains_key(gofs_proto::OTHER_CLUSTER_METADATA));
+    // One that still speaks ours is taken in, at ours.
+    let register = cluster::Register {
+        version: ahead,
+        oldest_version: gofs_proto::PROTOCOL_VERSION,
+        server: 6,
+        address: "10.0.0.6:1".into(),
+        ..Default::default()
+    };
+    let reports = tokio_stream::once(body(report::Body::Register(register)));
+    let first = client.beat(reports).await.unwrap().into_inner().message().await.unwrap().unwrap();
+    let Some(instruction::Body::Accepted(accepted)) = first.body else { panic!("{first:?}") };
+    assert_eq!(accepted.version, gofs_proto::PROTOCOL_VERSION);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_confirms_no_fence_is_waited_for_until_it_lets_nobody_write() {
+    let meta = Meta::start().await;
+    let servers = fakes(&meta, 1..=3).await;
+    // One that is mute, one that goes without a word.
+    servers[0].held.lock().mute = true;
+    servers[2].tasks.iter().for_each(|task| task.abort());
+    let began = Instant::now();
+    meta.chunks.fence(SessionId(9)).await;
+    // Heard of a moment before.
+    assert!(began.elapsed() >= meta.chunks.config().dead_after, "{:?}", began.elapsed());
+    assert_eq!(servers[0].held.lock().fenced, []);
+    assert_eq!(servers[1].held.lock().fenced, [9]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_registers_anew_needs_no_fence() {
+    // Longer than the test lasts.
+    let meta = Meta::with(ChunkConfig { dead_after: Duration::from_secs(600), ..config() }).await;
+    let servers = fakes(&meta, 1..=1).await;
+    servers[0].held.lock().mute = true;
+    let chunks = meta.chunks.clone();
+    let fenced = tokio::spawn(async move { chunks.fence(SessionId(9)).await });
+    until("it is hung up on", || !meta.chunks.leader.lock().servers.is_alive(servers[0].id)).await;
+    let _again = Fake::start(&meta, 1, Arc::default(), Vec::new()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), fenced).await.expect("it was told").unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -536,4 +596,18 @@ async fn the_planner_ends_with_the_group_although_the_service_is_still_there() {
     // Else it goes on for ever, and finds a closed state an error each time.
     let planner = planner::run(Arc::downgrade(&meta.chunks));
     tokio::time::timeout(Duration::from_secs(10), planner).await.expect("the planner ends");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_change_of_a_chunk_neither_begins_nor_ends_the_first() {
+    let meta = Meta::start().await;
+    let first = changing::Changing::begin(&meta.chunks, ChunkId(1)).unwrap();
+    for _ in 0..2 {
+        let (chunks, (tell, told)) = (meta.chunks.clone(), std::sync::mpsc::channel());
+        // On a thread of its own: one that waits for itself does so for ever.
+        std::thread::spawn(move || tell.send(changing::Changing::begin(&chunks, ChunkId(1)).is_none()));
+        assert!(told.recv_timeout(Duration::from_secs(20)).expect("the chunk side is stuck"), "it began");
+    }
+    drop(first);
+    assert!(changing::Changing::begin(&meta.chunks, ChunkId(1)).is_some());
 }

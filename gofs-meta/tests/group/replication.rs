@@ -1,230 +1,15 @@
-//! One MetaServer and three, on loopback: what is acknowledged stays, whoever stops.
-#![allow(clippy::unwrap_used, reason = "a test")]
+//! What is acknowledged stays, whoever stops.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 use std::time::Duration;
 
-use gofs_meta::StateConfig;
-use gofs_meta::command::{Command, CommandOutcome, NamespaceConfig, Refusal};
+use gofs_meta::command::{Command, CommandOutcome, Refusal};
 use gofs_meta::group::{GroupConfig, MetaGroup, ProposeError, Role, StartError};
-use gofs_tree::{
-    Edit, EditOp, EditSeq, Ino, MetaServerId, Mode, Name, NamespaceId, NewNode, ROOT_INO, SessionId, Store,
-    Timestamp,
-};
-use tempfile::TempDir;
-use tokio::net::TcpListener;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use gofs_tree::{EditSeq, MetaServerId, NamespaceId, SessionId, Store};
 use tokio::time::{Instant, sleep};
-use tokio_stream::wrappers::TcpListenerStream;
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn small(config: GroupConfig) -> GroupConfig {
-    GroupConfig {
-        segment_bytes: 64 << 10,
-        snapshot_entries: 100_000,
-        state: StateConfig { record_cache_bytes: 1 << 20, block_cache_bytes: 1 << 20 },
-        ..config
-    }
-}
-
-fn alone(data: &Path) -> GroupConfig {
-    small(GroupConfig::new(MetaServerId(1), data.to_owned(), "127.0.0.1:1".into(), BTreeMap::new()))
-}
-
-/// A MetaServer with a listener for the others.
-struct Node {
-    group: Arc<MetaGroup>,
-    stop: oneshot::Sender<()>,
-    served: JoinHandle<()>,
-}
-
-impl Node {
-    async fn start(config: GroupConfig) -> Node {
-        let group = MetaGroup::start(config.clone()).await.expect("the group starts");
-        let address: SocketAddr = config.address.parse().unwrap();
-        let listener = loop {
-            match TcpListener::bind(address).await {
-                Ok(listener) => break listener,
-                Err(_) => sleep(Duration::from_millis(20)).await,
-            }
-        };
-        let (stop, stopped) = oneshot::channel::<()>();
-        let router = tonic::transport::Server::builder().add_service(group.raft_service());
-        let served = tokio::spawn(async move {
-            let ended = async { drop(stopped.await) };
-            router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), ended).await.unwrap();
-        });
-        Node { group, stop, served }
-    }
-
-    async fn stop(self) {
-        self.group.shutdown().await;
-        drop(self.stop);
-        self.served.abort();
-        let _ = self.served.await;
-    }
-}
-
-struct Cluster {
-    dir: TempDir,
-    peers: BTreeMap<MetaServerId, String>,
-    nodes: BTreeMap<u64, Node>,
-    snapshot_entries: u64,
-}
-
-impl Cluster {
-    async fn start(snapshot_entries: u64) -> Cluster {
-        let mut peers = BTreeMap::new();
-        let mut held = Vec::new();
-        for id in 1..=3 {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            peers.insert(MetaServerId(id), listener.local_addr().unwrap().to_string());
-            held.push(listener);
-        }
-        drop(held);
-        let dir = tempfile::tempdir().unwrap();
-        let mut cluster = Cluster { dir, peers, nodes: BTreeMap::new(), snapshot_entries };
-        for id in 1..=3 {
-            cluster.start_node(id).await;
-        }
-        cluster
-    }
-
-    fn data(&self, id: u64) -> PathBuf {
-        self.dir.path().join(format!("meta-{id}"))
-    }
-
-    async fn start_node(&mut self, id: u64) {
-        let address = self.peers[&MetaServerId(id)].clone();
-        let config = GroupConfig::new(MetaServerId(id), self.data(id), address, self.peers.clone());
-        let config = GroupConfig { snapshot_entries: self.snapshot_entries, ..small(config) };
-        self.nodes.insert(id, Node::start(config).await);
-    }
-
-    async fn stop_node(&mut self, id: u64) {
-        self.nodes.remove(&id).unwrap().stop().await;
-    }
-
-    async fn leader(&self) -> u64 {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            for (id, node) in &self.nodes {
-                if node.group.leadership().borrow().role == Role::Leader
-                    && node.group.confirm_leader().await.is_ok()
-                {
-                    return *id;
-                }
-            }
-            assert!(Instant::now() < until, "no leader");
-            sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    /// Proposes wherever the leader is, as often as it takes.
-    async fn propose(&self, command: Command) -> CommandOutcome {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            let leader = self.leader().await;
-            match self.nodes[&leader].group.propose(command.clone()).await {
-                Ok(outcome) => return outcome,
-                Err(error) => assert!(Instant::now() < until, "not committed: {error}"),
-            }
-        }
-    }
-
-    /// Waits until all have applied the same, and checks that it is the same.
-    async fn agree(&self) {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            let digests: Vec<_> =
-                self.nodes.values().map(|node| node.group.state().digest().unwrap()).collect();
-            if digests.iter().all(|digest| digest.applied == digests[0].applied) {
-                assert!(digests.iter().all(|digest| *digest == digests[0]), "{digests:?}");
-                return;
-            }
-            assert!(Instant::now() < until, "the MetaServers do not catch up: {digests:?}");
-            sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    async fn stop(mut self) {
-        for (_, node) in std::mem::take(&mut self.nodes) {
-            node.stop().await;
-        }
-    }
-}
-
-fn namespace(name: &str) -> Command {
-    Command::CreateNamespace {
-        name: name.into(),
-        config: NamespaceConfig::default(),
-        time: Timestamp::new(1, 0),
-    }
-}
-
-fn session(id: u64) -> Command {
-    Command::OpenSession {
-        session: SessionId(id),
-        namespace: NamespaceId(1),
-        token: [id as u8; 16],
-        host: "host".into(),
-        mount_point: "/mnt".into(),
-        pid: 1,
-    }
-}
-
-fn create(session: u64, seq: u64) -> Command {
-    let op = EditOp::Create {
-        parent: ROOT_INO,
-        name: Name::new(format!("file-{session}-{seq}").as_bytes()).unwrap(),
-        ino: Ino(session * 1_000_000 + seq),
-        node: NewNode::File,
-        mode: Mode::new(0o644),
-        umask: Mode::new(0o022),
-        uid: 1,
-        gid: 1,
-    };
-    Command::Edits {
-        session: SessionId(session),
-        first_seq: EditSeq(seq),
-        answered: EditSeq(seq - 1),
-        edits: vec![Edit { time: Timestamp::new(seq as i64, 0), op }],
-    }
-}
-
-fn created(outcome: CommandOutcome) {
-    match outcome {
-        CommandOutcome::Edits(results) => assert!(results.iter().all(Result::is_ok), "{results:?}"),
-        other => panic!("{other:?}"),
-    }
-}
-
-fn entries(group: &MetaGroup) -> usize {
-    group.state().tree(NamespaceId(1)).entries(ROOT_INO, None, usize::MAX).unwrap().len()
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else if !entry.file_name().to_string_lossy().ends_with(".new") {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
-
-async fn prepare(group: &MetaGroup) {
-    assert_eq!(group.propose(namespace("demo")).await.unwrap(), CommandOutcome::Namespace(NamespaceId(1)));
-    assert_eq!(group.propose(session(1)).await.unwrap(), CommandOutcome::Session(SessionId(1)));
-}
+use crate::cluster::{Cluster, PATIENCE, alone, copy, create, created, entries, namespace, prepare, session};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_single_metaserver_leads_when_it_has_started_and_says_so() {
@@ -241,7 +26,8 @@ async fn a_single_metaserver_leads_when_it_has_started_and_says_so() {
         CommandOutcome::Refused(Refusal::NameTaken("demo".into()))
     );
     let metrics = group.metrics();
-    assert_eq!(metrics.members, [(MetaServerId(1), "127.0.0.1:1".into(), true)]);
+    let members: Vec<_> = metrics.members.iter().map(|m| (m.id, m.address.as_str(), m.reachable)).collect();
+    assert_eq!(members, [(MetaServerId(1), "127.0.0.1:1", true)]);
     assert_eq!(metrics.applied, metrics.committed);
     group.shutdown().await;
     assert!(matches!(group.propose(namespace("late")).await, Err(ProposeError::Shutdown)));
@@ -282,6 +68,46 @@ async fn a_killed_metaserver_has_everything_acknowledged_and_replays_to_the_same
         // The same edit again, as after a lost reply: the recorded outcome.
         created(group.propose(create(1, seq)).await.unwrap());
         assert_eq!(entries(&group), seq as usize);
+        group.shutdown().await;
+    }
+}
+
+/// Damages the checksum of the last whole batch of the state store's journal, as a power cut does that took a page of it.
+fn tear_journal(data: &Path) {
+    let current = std::fs::read_to_string(data.join("state/CURRENT")).unwrap();
+    let files = std::fs::read_dir(data.join("state").join(current.trim())).unwrap();
+    let journal = files
+        .map(|file| file.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "jnl"))
+        .max()
+        .expect("a journal");
+    let mut bytes = std::fs::read(&journal).unwrap();
+    let end = bytes.windows(3).rposition(|trailer| trailer == b"FJL").unwrap();
+    bytes[end - 1] ^= 0xff;
+    std::fs::write(&journal, bytes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_store_that_a_power_cut_tore_is_made_anew_of_snapshot_and_log() {
+    // Without a Snapshot, and with one before which the log is gone.
+    for snapshot_entries in [100_000, 20] {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, image) = (dir.path().join("0"), dir.path().join("1"));
+        let config = |data: &Path| GroupConfig { snapshot_entries, ..alone(data) };
+        let group = MetaGroup::start(config(&data)).await.unwrap();
+        prepare(&group).await;
+        for seq in 1..=90 {
+            created(group.propose(create(1, seq)).await.unwrap());
+        }
+        let digest = group.state().digest().unwrap();
+        copy(&data, &image);
+        group.shutdown().await;
+        tear_journal(&image);
+        let group = MetaGroup::start(config(&image)).await.unwrap();
+        assert_eq!(std::fs::read_to_string(image.join("state/CURRENT")).unwrap(), "state-2");
+        assert_eq!(entries(&group), 90);
+        assert_eq!(group.state().digest().unwrap().records, digest.records);
+        assert_eq!(group.state().verify().unwrap().damaged_records, 0);
         group.shutdown().await;
     }
 }
@@ -336,7 +162,7 @@ async fn a_deleted_namespace_leaves_nothing() {
     }
     // What stays: counters, and that the session was fenced.
     assert_eq!(group.state().digest().unwrap().records, before + 2);
-    assert_eq!(group.state().fenced_sessions().unwrap(), [SessionId(1)]);
+    assert_eq!(group.state().ended_sessions().unwrap().fenced, [SessionId(1)]);
     group.shutdown().await;
 }
 

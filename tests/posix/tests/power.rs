@@ -1,0 +1,94 @@
+//! A power cut of everything at once: what was fsynced is there, and the state is sound.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use gofs_posix_tests::{Cluster, Load, wait_for};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+const ROUNDS: u64 = 4;
+const DISK_BYTES: u64 = 1 << 30;
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Threads that write and fsync, each in a directory of its own.
+const THREADS: usize = 4;
+
+fn seed() -> u64 {
+    let seed =
+        std::env::var("GOFS_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| rand::rng().random());
+    eprintln!("replay with GOFS_SEED={seed}");
+    seed
+}
+
+/// All at the same moment: processes stand still, disks lose what was not written to them, processes end.
+fn cut_power(cluster: &mut Cluster) {
+    for server in cluster.metas.iter().chain(&cluster.chunks) {
+        server.signal(libc::SIGSTOP);
+    }
+    for disk in &cluster.disks {
+        // Proves that the cut is one: this must be gone.
+        fs::write(disk.mount_point().join("not-synced"), "lost").unwrap();
+        disk.lose_power();
+    }
+    for server in cluster.metas.iter_mut().chain(&mut cluster.chunks) {
+        server.kill();
+    }
+}
+
+fn power_on(cluster: &mut Cluster) {
+    for disk in &mut cluster.disks {
+        disk.power_on();
+        assert!(!disk.mount_point().join("not-synced").exists(), "the cut lost nothing: it was none");
+    }
+    for server in cluster.metas.iter_mut().chain(&mut cluster.chunks) {
+        server.restart();
+    }
+}
+
+fn what_was_fsynced_survives(metas: usize) {
+    let seed = seed();
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut cluster = Cluster::builder().metas(metas).session_s(8).disk_bytes(DISK_BYTES).start();
+    cluster.create_namespace("test", &["--chunk-size", "1M"]);
+    let mut load = Load::new();
+    for round in 0..ROUNDS {
+        let mount = cluster.mount(&format!("m{round}"));
+        load.start(mount.path(), THREADS, rng.random());
+        let begun = load.operations();
+        wait_for("the load to run", PATIENCE, || load.operations() > begun + 100);
+        let moment = Instant::now() + Duration::from_millis(rng.random_range(0..500));
+        wait_for("the moment", PATIENCE, || Instant::now() > moment);
+        cut_power(&mut cluster);
+        // The clients' host is without power too: what it had in memory is gone.
+        mount.kill();
+        let errors = load.stop();
+        assert_eq!(errors.len(), THREADS, "every thread saw the end of its mount: {errors:?}");
+        power_on(&mut cluster);
+        let reader = cluster.mount(&format!("r{round}"));
+        let wrong = load.verify(reader.path());
+        assert!(wrong.is_empty(), "round {round}: {wrong:#?}");
+        eprintln!("round {round}: {} operations, {} files are there", load.operations(), load.files());
+        reader.unmount();
+    }
+    assert!(load.files() > 20, "{}", load.files());
+    // Chunks that no file was fsynced with may be on no disk. What gives them up takes nothing else.
+    wait_for("fsck to give up what was never synced", PATIENCE, || {
+        cluster.try_ctl(&["fsck", "--repair", "--lost-to-holes"]).status == 0
+    });
+    let reader = cluster.mount("repaired");
+    let wrong = load.verify(reader.path());
+    assert!(wrong.is_empty(), "after fsck: {wrong:#?}");
+    reader.unmount();
+    cluster.check();
+}
+
+#[test]
+fn what_was_fsynced_survives_a_power_cut_of_everything() {
+    what_was_fsynced_survives(1);
+}
+
+#[test]
+fn what_was_fsynced_survives_a_power_cut_of_three_meta_servers_and_everything_else() {
+    what_was_fsynced_survives(3);
+}

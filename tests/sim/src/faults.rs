@@ -1,0 +1,293 @@
+//! Troubles: one begins now and then, and each ends.
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+
+use crate::cluster::{self, Crew, Process};
+use crate::plan::{Break, Plan};
+use crate::world::{self, Cut, HostId, MILLI_NS, SECOND_NS, Weather};
+use gofs_client::Client;
+use gofs_meta::group::MetaGroup;
+use std::sync::Arc;
+
+/// Everything that runs.
+pub struct Cluster {
+    pub plan: Plan,
+    pub crew: Crew,
+    pub metas: Vec<Process<Arc<MetaGroup>>>,
+    pub chunks: Vec<Process<()>>,
+    pub clients: Vec<Process<Arc<Client>>>,
+}
+
+/// What is to be repaired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Repair {
+    StartMeta(usize),
+    StartChunk(usize),
+    StartClient(usize),
+    Resume(HostId),
+    Mend,
+    Clear,
+    Disk(HostId),
+}
+
+/// Pause between power cuts of ChunkServers: a cut and the repair of what it took.
+const CUTS_APART_NS: u64 = 20 * SECOND_NS;
+
+/// See the module.
+pub struct Faults {
+    rng: StdRng,
+    due: Vec<(u64, Repair)>,
+    /// Hosts in trouble, which get no second one.
+    troubled: Vec<HostId>,
+    /// When the power of a ChunkServer was cut.
+    chunk_cut_ns: Option<u64>,
+    pub made: u64,
+}
+
+impl Faults {
+    /// With choices of its own.
+    pub fn new(rng: StdRng) -> Faults {
+        Faults { rng, due: Vec::new(), troubled: Vec::new(), chunk_cut_ns: None, made: 0 }
+    }
+
+    fn later(&mut self, from_ms: u64, to_ms: u64, repair: Repair) {
+        let at = world::now_ns() + self.rng.random_range(from_ms..to_ms) * MILLI_NS;
+        self.due.push((at, repair));
+    }
+
+    /// Ends what has to end by now; everything where `all`.
+    pub fn repair(&mut self, cluster: &mut Cluster, all: bool) {
+        let now = world::now_ns();
+        let (due, left) = std::mem::take(&mut self.due).into_iter().partition(|(at, _)| all || *at <= now);
+        self.due = left;
+        let due: Vec<(u64, Repair)> = due;
+        for (_, repair) in due {
+            tracing::info!(?repair, "repair");
+            let host = match repair {
+                Repair::StartMeta(at) => {
+                    world::with(|world| world.power_on(cluster.plan.meta_host(at)));
+                    cluster.metas[at] = cluster::start_meta(&cluster.plan, at);
+                    Some(cluster.plan.meta_host(at))
+                }
+                Repair::StartChunk(at) => {
+                    world::with(|world| world.power_on(cluster.plan.chunk_host(at)));
+                    cluster.chunks[at] = cluster::start_chunk(&cluster.plan, at);
+                    Some(cluster.plan.chunk_host(at))
+                }
+                Repair::StartClient(at) => {
+                    world::with(|world| world.power_on(cluster.plan.client_host(at)));
+                    cluster.clients[at] = cluster.crew.start(at);
+                    Some(cluster.plan.client_host(at))
+                }
+                Repair::Resume(host) => {
+                    world::with(|world| world.set_paused(host, false));
+                    Some(host)
+                }
+                Repair::Mend => {
+                    if cluster.plan.broken != Break::Net {
+                        world::with(|world| world.mend());
+                    }
+                    None
+                }
+                Repair::Clear => {
+                    world::with(|world| world.set_weather(cluster.plan.weather.clone()));
+                    None
+                }
+                Repair::Disk(host) => {
+                    world::with(|world| {
+                        world.set_disk_full(host, false);
+                        world.set_sync_ns(host, 2 * MILLI_NS);
+                    });
+                    Some(host)
+                }
+            };
+            self.troubled.retain(|troubled| Some(*troubled) != host);
+        }
+    }
+
+    /// A new one.
+    pub fn make(&mut self, cluster: &mut Cluster) {
+        self.made += 1;
+        let plan = cluster.plan.clone();
+        match self.rng.random_range(0..16) {
+            0..3 => self.meta(cluster, &plan),
+            3..6 => self.chunk(cluster, &plan),
+            6..9 => self.client(cluster, &plan),
+            9..12 => self.net(&plan),
+            12 => {
+                let weather = Weather { lost_one_in: self.rng.random_range(3..20), ..plan.weather };
+                world::with(|world| world.set_weather(weather));
+                self.later(300, 3_000, Repair::Clear);
+            }
+            13 => {
+                let host = HostId(self.rng.random_range(1..plan.hosts()));
+                let hours = self.rng.random_range(-3..=3);
+                world::with(|world| world.shift_wall(host, hours * 3_600 * SECOND_NS as i64));
+            }
+            _ => self.disk(&plan),
+        }
+    }
+
+    /// Whether this host may get into trouble now, with at most `most` of these.
+    fn may(&mut self, host: HostId, kind: impl Fn(HostId) -> bool, most: usize) -> bool {
+        let many = self.troubled.iter().filter(|host| kind(**host)).count();
+        if self.troubled.contains(&host) || many >= most {
+            return false;
+        }
+        self.troubled.push(host);
+        true
+    }
+
+    fn stop(&mut self, host: HostId, sorts: u32) {
+        match self.rng.random_range(0..sorts) {
+            0 => world::with(|world| world.kill(host)),
+            1 => world::with(|world| world.cut_power(host, Cut::All)),
+            _ => world::with(|world| world.cut_power(host, Cut::Torn)),
+        }
+    }
+
+    fn meta(&mut self, cluster: &mut Cluster, plan: &Plan) {
+        // Now and then all at once.
+        if self.rng.random_range(0..6) == 0 {
+            for at in 0..plan.metas {
+                let host = plan.meta_host(at);
+                if self.may(host, |_| false, usize::MAX) {
+                    tracing::info!(host = host.0, "all MetaServers stop");
+                    self.stop(host, 3);
+                    self.later(200, 2_000, Repair::StartMeta(at));
+                }
+            }
+            return;
+        }
+        let at = self.rng.random_range(0..plan.metas);
+        let host = plan.meta_host(at);
+        let (metas, most) = (plan.metas, plan.metas.div_ceil(2) - usize::from(plan.metas > 1));
+        if !self.may(host, |host| host.0 <= metas, most) {
+            return;
+        }
+        match self.rng.random_range(0..4) {
+            0 => {
+                tracing::info!(host = host.0, "MetaServer pauses");
+                world::with(|world| world.set_paused(host, true));
+                self.later(100, 4_000, Repair::Resume(host));
+            }
+            1 => {
+                tracing::info!(host = host.0, "MetaServer is stopped");
+                stop_cleanly(&cluster.metas[at], |host| world::with(|world| world.kill(host)));
+                self.later(0, 2_000, Repair::StartMeta(at));
+            }
+            _ => {
+                tracing::info!(host = host.0, "MetaServer dies");
+                self.stop(host, 3);
+                self.later(100, 5_000, Repair::StartMeta(at));
+            }
+        }
+    }
+
+    fn chunk(&mut self, cluster: &mut Cluster, plan: &Plan) {
+        let at = self.rng.random_range(0..plan.chunks);
+        let host = plan.chunk_host(at);
+        let chunks = plan.chunk_host(0).0..plan.chunk_host(plan.chunks).0;
+        if !self.may(host, |host| chunks.contains(&host.0), 1) {
+            return;
+        }
+        match self.rng.random_range(0..4) {
+            0 => {
+                tracing::info!(host = host.0, "ChunkServer pauses");
+                world::with(|world| world.set_paused(host, true));
+                self.later(100, 4_000, Repair::Resume(host));
+            }
+            1 => {
+                tracing::info!(host = host.0, "ChunkServer is stopped");
+                stop_cleanly(&cluster.chunks[at], |host| world::with(|world| world.kill(host)));
+                self.later(0, 2_000, Repair::StartChunk(at));
+            }
+            _ => {
+                tracing::info!(host = host.0, "ChunkServer dies");
+                // What was not synced is on the other replica only, until this one was made anew.
+                let now = world::now_ns();
+                let is_apart = self.chunk_cut_ns.is_none_or(|cut| now - cut > CUTS_APART_NS);
+                let is_apart = is_apart && plan.may_cut_chunks();
+                if is_apart {
+                    self.chunk_cut_ns = Some(now);
+                }
+                self.stop(host, if is_apart { 3 } else { 1 });
+                self.later(100, 6_000, Repair::StartChunk(at));
+            }
+        }
+    }
+
+    fn client(&mut self, _: &mut Cluster, plan: &Plan) {
+        let at = self.rng.random_range(0..plan.clients);
+        let host = plan.client_host(at);
+        if !self.may(host, |_| false, usize::MAX) {
+            return;
+        }
+        if self.rng.random() {
+            tracing::info!(host = host.0, "client pauses");
+            world::with(|world| world.set_paused(host, true));
+            self.later(100, 6_000, Repair::Resume(host));
+        } else {
+            tracing::info!(host = host.0, "client dies");
+            self.stop(host, 2);
+            self.later(100, 4_000, Repair::StartClient(at));
+        }
+    }
+
+    fn net(&mut self, plan: &Plan) {
+        let hosts = plan.hosts();
+        let one = HostId(self.rng.random_range(1..hosts));
+        let both = self.rng.random_range(0..3) > 0;
+        tracing::info!(host = one.0, both, "the net is cut");
+        let far = self.rng.random_range(0..4) == 0;
+        for other in (1..=hosts).map(HostId).filter(|other| *other != one) {
+            // From some of the others, or all.
+            if self.rng.random_range(0..4) == 0 {
+                continue;
+            }
+            world::with(|world| {
+                if far {
+                    world.lengthen_way(one, other, 300 * MILLI_NS);
+                    world.lengthen_way(other, one, 20 * MILLI_NS);
+                } else {
+                    world.cut_way(one, other);
+                    if both {
+                        world.cut_way(other, one);
+                    }
+                }
+            });
+        }
+        self.later(100, 6_000, Repair::Mend);
+    }
+
+    fn disk(&mut self, plan: &Plan) {
+        let full = self.rng.random_range(0..3) == 0;
+        let host = if full {
+            plan.chunk_host(self.rng.random_range(0..plan.chunks))
+        } else {
+            HostId(self.rng.random_range(1..=plan.metas + plan.chunks))
+        };
+        if !self.may(host, |_| false, usize::MAX) {
+            return;
+        }
+        tracing::info!(host = host.0, full, "disk is full or slow");
+        let sync_ns = self.rng.random_range(20..400) * MILLI_NS;
+        world::with(
+            |world| if full { world.set_disk_full(host, true) } else { world.set_sync_ns(host, sync_ns) },
+        );
+        self.later(300, 4_000, Repair::Disk(host));
+    }
+}
+
+/// Asks, and ends it by force where it does not end in time.
+fn stop_cleanly<T: Clone>(process: &Process<T>, kill: impl Fn(HostId)) {
+    process.state.stop();
+    for _ in 0..1_000 {
+        if process.state.has_ended() {
+            break;
+        }
+        world::sleep_ms(10);
+    }
+    kill(process.host);
+}

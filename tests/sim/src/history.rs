@@ -1,0 +1,289 @@
+//! What clients did, in one order: that in which calls began and returned.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Calls and returns, numbered across all clients.
+pub type Tick = u64;
+
+/// What an operation is about: operations on different objects say nothing of each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Object {
+    /// A directory with all its names.
+    Directory(usize),
+    /// A block of a file.
+    Block(usize, usize),
+    /// The log that records are appended to.
+    Log,
+    /// The numbered files of a client.
+    Numbered(usize),
+}
+
+/// What was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// A file that must not exist yet.
+    Create(u8),
+    /// Removes a name.
+    Unlink(u8),
+    /// Renames within the directory; what has the new name goes.
+    Rename(u8, u8),
+    /// Looks one name up.
+    Lookup(u8),
+    /// Reads the whole directory.
+    List,
+    /// Writes the block.
+    Write(u64),
+    /// Reads it.
+    Read,
+    /// Appends a record.
+    Append(u64),
+    /// Makes the next numbered file.
+    Number(u64),
+    /// `fsync` of the object: what was done before is durable.
+    Sync,
+}
+
+/// What was answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Done. A create tells the inode.
+    Done(Option<u64>),
+    /// There is no such name.
+    Absent,
+    /// There is one already.
+    Exists,
+    /// A name's inode.
+    Found(u64),
+    /// All names and inodes.
+    Names(BTreeMap<u8, u64>),
+    /// What a block holds.
+    Value(u64),
+    /// Refused, nothing was changed.
+    Refused,
+    /// An error after which it may have been done or not.
+    Unknown,
+}
+
+/// One operation.
+#[derive(Clone, Debug)]
+pub struct Op {
+    /// Which client, counted over restarts.
+    pub client: usize,
+    /// Its session when the operation began; 0: none.
+    pub session: u64,
+    /// Whether it was the same when it returned.
+    pub same_session: bool,
+    /// About what.
+    pub object: Object,
+    /// What was asked.
+    pub action: Action,
+    /// When.
+    pub call: Tick,
+    /// When it returned, and what; `None`: never.
+    pub answer: Option<(Tick, Answer)>,
+    /// What the client had counted as lost when it began, and when it returned.
+    pub lost: (u64, u64),
+}
+
+#[derive(Default)]
+struct Inner {
+    tick: Tick,
+    ops: Vec<Op>,
+    /// Sessions that ended, or stand at the end, with everything sent.
+    clean: Vec<u64>,
+}
+
+/// Shared by all clients.
+#[derive(Clone, Default)]
+pub struct History(Arc<Mutex<Inner>>);
+
+impl History {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An operation begins.
+    pub fn call(&self, client: usize, session: u64, lost: u64, object: Object, action: Action) -> usize {
+        let mut inner = self.lock();
+        inner.tick += 1;
+        let call = inner.tick;
+        let lost = (lost, lost);
+        inner.ops.push(Op { client, session, same_session: true, object, action, call, answer: None, lost });
+        inner.ops.len() - 1
+    }
+
+    /// It returns.
+    pub fn returned(&self, op: usize, session: u64, lost: u64, answer: Answer) {
+        let mut inner = self.lock();
+        inner.tick += 1;
+        let tick = inner.tick;
+        let op = &mut inner.ops[op];
+        op.same_session = op.session == session;
+        op.lost.1 = lost;
+        op.answer = Some((tick, answer));
+    }
+
+    /// Nothing of that session is unsent.
+    pub fn is_clean(&self, session: u64) {
+        self.lock().clean.push(session);
+    }
+
+    /// All operations, and the clean sessions.
+    pub fn take(&self) -> (Vec<Op>, Vec<u64>) {
+        let inner = self.lock();
+        (inner.ops.clone(), inner.clean.clone())
+    }
+
+    /// How many operations returned.
+    pub fn returned_count(&self) -> usize {
+        self.lock().ops.iter().filter(|op| op.answer.is_some()).count()
+    }
+}
+
+impl Action {
+    /// Whether it changes anything.
+    pub fn changes(&self) -> bool {
+        !matches!(self, Action::Lookup(_) | Action::List | Action::Read | Action::Sync)
+    }
+}
+
+/// Whether an operation must have happened, may have, or says nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It happened, between call and return.
+    Certain,
+    /// It happened between call and return (or later, if it did not return), or not at all.
+    Possible,
+    /// Left out.
+    Void,
+}
+
+/// Judges every operation by what is promised: what was not made durable goes with the session of its client.
+pub fn standings(ops: &[Op], clean: &[u64]) -> Vec<Standing> {
+    ops.iter().map(|op| standing(op, ops, clean)).collect()
+}
+
+fn standing(op: &Op, ops: &[Op], clean: &[u64]) -> Standing {
+    let Some((returned, answer)) = &op.answer else {
+        return if op.action.changes() { Standing::Possible } else { Standing::Void };
+    };
+    match answer {
+        Answer::Refused => return Standing::Void,
+        Answer::Unknown => return if op.action.changes() { Standing::Possible } else { Standing::Void },
+        _ => {}
+    }
+    if op.action == Action::Sync {
+        return Standing::Void;
+    }
+    let did = op.action.changes() && !matches!(answer, Answer::Absent | Answer::Exists);
+    if did {
+        return if !op.same_session || is_lossy(op, *returned, ops, clean) {
+            Standing::Possible
+        } else {
+            Standing::Certain
+        };
+    }
+    // What a client found that nobody else was to see says nothing.
+    let own = ops.iter().any(|other| {
+        other.client == op.client
+            && other.object == op.object
+            && other.action.changes()
+            && other.call < *returned
+            && other.answer.as_ref().is_none_or(|(at, answer)| {
+                *answer == Answer::Unknown || !other.same_session || is_lossy(other, *at, ops, clean)
+            })
+    });
+    if own { Standing::Void } else { Standing::Certain }
+}
+
+/// Whether a change may be gone: its session ended, or an error was told or something counted as lost, before it was made
+/// durable.
+fn is_lossy(op: &Op, returned: Tick, ops: &[Op], clean: &[u64]) -> bool {
+    let covers = |sync: &Op| match (sync.object, op.object) {
+        (Object::Block(synced, _), Object::Block(file, _)) => synced == file,
+        (Object::Log, Object::Log) => true,
+        // The log of edits is one: any sync covers names.
+        (_, Object::Directory(_) | Object::Numbered(_)) => true,
+        _ => false,
+    };
+    for sync in ops {
+        if sync.session != op.session || sync.action != Action::Sync || sync.call < returned || !covers(sync)
+        {
+            continue;
+        }
+        match &sync.answer {
+            // A handle that was opened after a loss is not told of it.
+            Some((_, Answer::Done(_))) if sync.same_session => return sync.lost.1 > op.lost.0,
+            Some(_) => return true,
+            None => {}
+        }
+    }
+    !clean.contains(&op.session)
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// An operation of session 1.
+    pub fn op(
+        client: usize,
+        object: Object,
+        action: Action,
+        call: Tick,
+        returned: Tick,
+        answer: Answer,
+    ) -> Op {
+        let answer = Some((returned, answer));
+        Op { client, session: 1, same_session: true, object, action, call, answer, lost: (0, 0) }
+    }
+
+    fn judged(ops: &[Op], clean: &[u64]) -> Vec<Standing> {
+        standings(ops, clean)
+    }
+
+    #[test]
+    fn what_was_synced_is_certain_and_what_came_later_went_with_its_session() {
+        let b = Object::Block(1, 0);
+        let ops = [
+            op(1, b, Action::Write(1), 1, 2, Answer::Done(None)),
+            op(1, Object::Block(1, 2), Action::Sync, 3, 4, Answer::Done(None)),
+            op(1, b, Action::Write(2), 5, 6, Answer::Done(None)),
+            op(1, b, Action::Read, 7, 8, Answer::Value(2)),
+            op(2, b, Action::Read, 7, 8, Answer::Value(1)),
+        ];
+        let (certain, possible, void) = (Standing::Certain, Standing::Possible, Standing::Void);
+        assert_eq!(judged(&ops, &[]), [certain, void, possible, void, certain]);
+        assert_eq!(judged(&ops, &[1]), [certain, void, certain, certain, certain]);
+    }
+
+    #[test]
+    fn a_sync_that_failed_makes_what_was_before_possible_also_where_the_session_lives() {
+        let ops = [
+            op(1, Object::Log, Action::Append(1), 1, 2, Answer::Done(None)),
+            op(1, Object::Log, Action::Sync, 3, 4, Answer::Unknown),
+        ];
+        assert_eq!(judged(&ops, &[1])[0], Standing::Possible);
+    }
+
+    #[test]
+    fn a_sync_after_a_loss_makes_only_what_came_after_it_certain() {
+        let loss = |op: Op, lost| Op { lost, ..op };
+        let ops = [
+            loss(op(1, Object::Log, Action::Append(1), 1, 2, Answer::Done(None)), (0, 0)),
+            loss(op(1, Object::Log, Action::Append(2), 3, 4, Answer::Done(None)), (64, 64)),
+            loss(op(1, Object::Log, Action::Sync, 5, 6, Answer::Done(None)), (64, 64)),
+        ];
+        assert_eq!(judged(&ops, &[])[..2], [Standing::Possible, Standing::Certain]);
+    }
+
+    #[test]
+    fn a_sync_of_another_file_says_nothing_of_bytes_but_all_of_names() {
+        let sync = op(1, Object::Block(2, 0), Action::Sync, 3, 4, Answer::Done(None));
+        let bytes = op(1, Object::Block(1, 0), Action::Write(1), 1, 2, Answer::Done(None));
+        let made = op(1, Object::Numbered(0), Action::Number(1), 1, 2, Answer::Done(Some(5)));
+        assert_eq!(judged(&[bytes, sync.clone()], &[])[0], Standing::Possible);
+        assert_eq!(judged(&[made, sync], &[])[0], Standing::Certain);
+    }
+}

@@ -1,0 +1,134 @@
+//! What a seed means: the cluster, its load and its troubles.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::world::{HostId, MICRO_NS, Sabotage, Weather};
+
+/// What is broken on purpose, to show that it is found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Break {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Disks acknowledge syncs that they do not do.
+    Syncs,
+    /// Mounts measure the validity of their leases on clocks that are slow.
+    Clocks,
+    /// The net is never mended.
+    Net,
+    /// A client tells of another value than it wrote.
+    Told,
+    /// Inode numbers are told wrong.
+    Inodes,
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub broken: Break,
+    pub metas: usize,
+    pub chunks: usize,
+    pub clients: usize,
+    /// How long faults are made for, milliseconds.
+    pub troubled_ms: u64,
+    /// Pause between two faults, milliseconds, at most.
+    pub fault_every_ms: u64,
+    pub weather: Weather,
+    pub quota_bytes: u64,
+    pub quota_inodes: u64,
+    pub inline_max: u32,
+    pub heartbeat_ms: u64,
+    pub validity: Duration,
+    pub margin: Duration,
+    pub dirty_age: Duration,
+    /// Longest pause of a client's task.
+    pub idle: Duration,
+    /// Entries between two Snapshots.
+    pub snapshot_entries: u64,
+    /// After so long without it a ChunkServer is written off.
+    pub repair_after: Duration,
+}
+
+/// No fault lasts longer, seconds.
+pub const LONGEST_TROUBLE_S: u64 = 6;
+/// The namespace.
+pub const NAMESPACE: &str = "demo";
+
+impl Plan {
+    /// Of a seed.
+    pub fn new(seed: u64, broken: Break) -> Plan {
+        let mut rng = StdRng::seed_from_u64(seed ^ 0x706c_616e);
+        let rng = &mut rng;
+        let lossy = rng.random_range(0..3) == 0;
+        let has_quota = rng.random_range(0..4) == 0;
+        let is_hasty = rng.random_range(0..4) == 0;
+        Plan {
+            seed,
+            broken,
+            metas: if rng.random_range(0..4) == 0 { 1 } else { 3 },
+            chunks: 3,
+            clients: rng.random_range(2..4),
+            troubled_ms: rng.random_range(6_000..16_000),
+            fault_every_ms: rng.random_range(500..4_000),
+            weather: Weather {
+                latency_ns: rng.random_range(50..2_000) * MICRO_NS,
+                lost_one_in: if lossy { rng.random_range(20..400) } else { 0 },
+            },
+            quota_bytes: if has_quota { rng.random_range(300_000..900_000) } else { 0 },
+            quota_inodes: if has_quota && rng.random() { rng.random_range(60..400) } else { 0 },
+            inline_max: if rng.random_range(0..3) == 0 { 1024 } else { 4096 },
+            heartbeat_ms: rng.random_range(50..150),
+            validity: Duration::from_millis(rng.random_range(1_000..3_000)),
+            margin: Duration::from_millis(rng.random_range(200..600)),
+            dirty_age: Duration::from_millis(rng.random_range(100..2_000)),
+            idle: Duration::from_millis(rng.random_range(20..400)),
+            snapshot_entries: if rng.random() { rng.random_range(20..200) } else { 100_000 },
+            repair_after: Duration::from_secs(if is_hasty { 2 } else { LONGEST_TROUBLE_S + 2 }),
+        }
+    }
+
+    /// Whether the power of ChunkServers may be cut: what a server lost then, others have until they are written off.
+    pub fn may_cut_chunks(&self) -> bool {
+        self.repair_after > Duration::from_secs(LONGEST_TROUBLE_S)
+    }
+
+    /// What the world is told.
+    pub fn sabotage(&self) -> Sabotage {
+        Sabotage { syncs_lie: self.broken == Break::Syncs, clocks_drag: self.broken == Break::Clocks }
+    }
+
+    /// A MetaServer's host, from 0.
+    pub fn meta_host(&self, at: usize) -> HostId {
+        HostId(1 + at)
+    }
+
+    /// A ChunkServer's.
+    pub fn chunk_host(&self, at: usize) -> HostId {
+        HostId(1 + self.metas + at)
+    }
+
+    /// A client's; the one behind the last looks at the end.
+    pub fn client_host(&self, at: usize) -> HostId {
+        HostId(1 + self.metas + self.chunks + at)
+    }
+
+    /// All hosts.
+    pub fn hosts(&self) -> usize {
+        self.metas + self.chunks + self.clients + 1
+    }
+
+    /// Where MetaServers are.
+    pub fn meta_addresses(&self) -> Vec<String> {
+        (0..self.metas).map(|at| format!("{}:7460", self.meta_host(at).ip())).collect()
+    }
+
+    /// A host's directory, below the run's.
+    pub fn directory(&self, host: HostId) -> PathBuf {
+        format!("host-{}", host.0).into()
+    }
+}
