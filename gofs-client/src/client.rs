@@ -176,6 +176,7 @@ impl Client {
                 lost_edits: Default::default(),
                 lost_edits_told: Default::default(),
                 locks: Mutex::default(),
+                locks_left: Notify::new(),
                 identity,
                 place,
                 round_trips,

@@ -1,6 +1,7 @@
 //! Byte-range locks that processes of this host hold, to be claimed back after a reconnection.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use gofs_tree::Ino;
 
@@ -10,6 +11,8 @@ use crate::handle::FileLock;
 #[derive(Debug, Default)]
 pub struct HeldLocks {
     locks: BTreeMap<(Ino, u64), Vec<FileLock>>,
+    /// Who asked for locks and does not want them any more, until the servers know.
+    leaving: BTreeMap<(Ino, u64), usize>,
 }
 
 impl HeldLocks {
@@ -23,13 +26,43 @@ impl HeldLocks {
         self.locks.contains_key(&(ino, owner))
     }
 
-    /// The owner has this lock now; it replaces what it had on these bytes.
-    pub fn set(&mut self, ino: Ino, lock: FileLock) {
+    /// The owner has this lock now; it replaces what it had on these bytes, which is returned.
+    pub fn set(&mut self, ino: Ino, lock: FileLock) -> Vec<FileLock> {
+        let before = self.within(ino, &lock);
         self.remove(ino, lock.owner, lock.start, lock.end);
         let locks = self.locks.entry((ino, lock.owner)).or_default();
         locks.push(lock);
         locks.sort_unstable_by_key(|lock| lock.start);
         merge(locks);
+        before
+    }
+
+    /// What the owner of a lock has on its bytes.
+    fn within(&self, ino: Ino, lock: &FileLock) -> Vec<FileLock> {
+        let held = self.locks.get(&(ino, lock.owner)).into_iter().flatten();
+        held.filter(|held| held.start <= lock.end && held.end >= lock.start)
+            .map(|held| FileLock { start: held.start.max(lock.start), end: held.end.min(lock.end), ..*held })
+            .collect()
+    }
+
+    /// The owner does not want a lock any more that it has asked for.
+    pub fn begin_leaving(&mut self, ino: Ino, owner: u64) {
+        *self.leaving.entry((ino, owner)).or_default() += 1;
+    }
+
+    /// The servers know of one.
+    pub fn end_leaving(&mut self, ino: Ino, owner: u64) {
+        if let Entry::Occupied(mut leaving) = self.leaving.entry((ino, owner)) {
+            *leaving.get_mut() -= 1;
+            if *leaving.get() == 0 {
+                leaving.remove();
+            }
+        }
+    }
+
+    /// Whether there are any that they do not know of.
+    pub fn is_leaving(&self, ino: Ino, owner: u64) -> bool {
+        self.leaving.contains_key(&(ino, owner))
     }
 
     /// The owner has nothing on `start..=end` any more.
@@ -89,11 +122,22 @@ mod tests {
     #[test]
     fn a_new_lock_replaces_the_owners_old_one_on_the_same_bytes() {
         let mut held = HeldLocks::default();
-        held.set(Ino(1), lock(0, 99, true));
-        held.set(Ino(1), lock(10, 19, false));
+        assert_eq!(held.set(Ino(1), lock(0, 99, true)), []);
+        assert_eq!(held.set(Ino(1), lock(10, 19, false)), [lock(10, 19, true)]);
         assert_eq!(ranges(&held), [(0, 9, true), (10, 19, false), (20, 99, true)]);
         held.set(Ino(1), lock(10, 19, true));
         assert_eq!(ranges(&held), [(0, 99, true)]);
+    }
+
+    #[test]
+    fn an_owner_is_leaving_until_the_last_of_its_waits_is_known_to_be_over() {
+        let mut held = HeldLocks::default();
+        held.begin_leaving(Ino(1), 1);
+        held.begin_leaving(Ino(1), 1);
+        held.end_leaving(Ino(1), 1);
+        assert!(held.is_leaving(Ino(1), 1) && !held.is_leaving(Ino(1), 2) && !held.is_leaving(Ino(2), 1));
+        held.end_leaving(Ino(1), 1);
+        assert!(!held.is_leaving(Ino(1), 1));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use gofs_fuse::{MountConfig, MountOptions, Mounted};
 use gofs_proto::cluster::{
-    ClusterStatusRequest, CreateNamespaceRequest, ListNamespacesRequest, NamespaceConfig,
+    CreateNamespaceRequest, ListNamespacesRequest, ListServersRequest, NamespaceConfig,
 };
 use gofs_tree::MetaServerId;
 use tokio::signal::unix::{SignalKind, signal};
@@ -155,19 +155,20 @@ async fn start(args: &DevArgs, dir: &Path, mount_point: &Path, running: &mut Run
     Ok(())
 }
 
-/// Placement chooses among those that are there, so all should be.
+/// Placement chooses among those that are there and have told of their disks, and the mount asks once how much room there is,
+/// so all should.
 async fn wait_for_chunk_servers(admin: &mut Admin, count: u32) -> anyhow::Result<()> {
     const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
     const PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
     let begun = Instant::now();
     loop {
-        let status =
-            admin.call(|mut c| async move { c.cluster_status(ClusterStatusRequest {}).await }).await?;
-        if status.chunk_servers_alive >= count {
+        let reply = admin.call(|mut c| async move { c.list_servers(ListServersRequest {}).await }).await?;
+        let ready = reply.servers.iter().filter(|s| s.state != "dead" && !s.disks.is_empty()).count();
+        if ready >= count as usize {
             return Ok(());
         }
         if begun.elapsed() > PATIENCE {
-            bail!("only {} of {count} ChunkServers registered; try --log info", status.chunk_servers_alive);
+            bail!("only {ready} of {count} ChunkServers told of their disks; try --log info");
         }
         tokio::time::sleep(PAUSE).await;
     }

@@ -99,6 +99,8 @@ pub struct Core {
     /// Of these, those that an fsync of a directory has told.
     pub lost_edits_told: AtomicU64,
     pub locks: Mutex<HeldLocks>,
+    /// An owner of locks is leaving no more.
+    pub locks_left: Notify,
     pub identity: Arc<Mutex<Identity>>,
     pub place: Place,
     /// Requests that servers answered, by kind.

@@ -1,14 +1,16 @@
 //! Byte-range locks, kept by the server; here only so that they can be claimed back.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
 
 use gofs_proto::session::{CancelLock, GetLock, Lock, SetLock, Unlock};
 use gofs_tree::{FsError, Ino};
+use parking_lot::Mutex;
 
 use crate::client::Client;
 use crate::core::Core;
 use crate::handle::FileLock;
+use crate::session::Generation;
 
 fn to_wire(ino: Ino, lock: FileLock) -> Lock {
     Lock {
@@ -21,17 +23,19 @@ fn to_wire(ino: Ino, lock: FileLock) -> Lock {
     }
 }
 
-const WAITING: u8 = 0;
-const GRANTED: u8 = 1;
-const GIVEN_UP: u8 = 2;
+/// A lock that was granted: in which life of the session, and what its owner had on these bytes before.
+struct Granted {
+    generation: Generation,
+    before: Vec<FileLock>,
+}
 
-/// A lock that is asked for. Dropped before it is granted, the wait ends; dropped unseen after, the lock goes.
+/// A lock that is asked for. Dropped before its answer was seen, the wait ends, and what was granted is given back.
 struct LockWait {
     core: Arc<Core>,
     ino: Ino,
     lock: FileLock,
     wait_id: u64,
-    state: Arc<AtomicU8>,
+    granted: Arc<Mutex<Option<Granted>>>,
     seen: bool,
 }
 
@@ -41,38 +45,83 @@ impl Drop for LockWait {
             return;
         }
         let (core, ino, lock, wait_id) = (self.core.clone(), self.ino, self.lock, self.wait_id);
-        match self.state.swap(GIVEN_UP, Ordering::AcqRel) {
-            GRANTED => core.let_go(ino, lock),
-            _ if wait_id != 0 => {
-                let runtime = core.runtime.clone();
-                runtime.spawn(async move {
-                    let cancelled = core.session.call_long(CancelLock { wait_id }, |_| Ok(())).await;
-                    if let Err(error) = cancelled {
-                        tracing::debug!(%ino, %error, "a wait for a lock could not be cancelled");
-                    }
-                });
+        let granted = self.granted.clone();
+        // From here on, so that what the owner does next comes after it.
+        core.locks.lock().begin_leaving(ino, lock.owner);
+        let runtime = core.runtime.clone();
+        runtime.spawn(async move {
+            if let Err(error) = core.leave(ino, lock, wait_id, &granted).await {
+                tracing::warn!(%ino, %error, "a lock that nobody waits for any more could not be given back");
             }
-            _ => {}
-        }
+            core.locks.lock().end_leaving(ino, lock.owner);
+            core.locks_left.notify_waiters();
+        });
     }
 }
 
 impl Core {
-    fn let_go(self: &Arc<Self>, ino: Ino, lock: FileLock) {
-        let core = self.clone();
-        self.runtime.spawn(async move {
-            if let Err(error) = core.unlock(ino, lock.owner, lock.start, lock.end).await {
-                tracing::warn!(%ino, %error, "a lock that nobody waits for any more could not be given back");
+    /// Ends a wait. Where the lock was granted meanwhile, the owner has again what it had before.
+    async fn leave(
+        &self,
+        ino: Ino,
+        lock: FileLock,
+        wait_id: u64,
+        granted: &Mutex<Option<Granted>>,
+    ) -> Result<(), FsError> {
+        // Also where nobody waits: the answer comes behind that to the lock, if there is one.
+        self.session.call_long(CancelLock { wait_id }, |_| Ok(())).await?;
+        let Some(Granted { generation, before }) = granted.lock().take() else { return Ok(()) };
+        if self.identity.lock().generation != generation {
+            // It went with its session.
+            return Ok(());
+        }
+        {
+            let mut held = self.locks.lock();
+            held.remove(ino, lock.owner, lock.start, lock.end);
+            for piece in &before {
+                held.set(ino, *piece);
             }
-        });
+        }
+        let mut next = Some(lock.start);
+        for piece in before {
+            let Some(start) = next else { break };
+            if start < piece.start {
+                self.unlock_there(ino, lock.owner, start, piece.start - 1).await?;
+            }
+            // Weaker than what is held, or the same: nothing is in its way.
+            let request = SetLock { lock: Some(to_wire(ino, piece)), wait: false, wait_id: 0 };
+            self.session.call(request, |_| Ok(())).await?;
+            next = piece.end.checked_add(1);
+        }
+        match next.filter(|start| *start <= lock.end) {
+            Some(start) => self.unlock_there(ino, lock.owner, start, lock.end).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn unlock_there(&self, ino: Ino, owner: u64, start: u64, end: u64) -> Result<(), FsError> {
+        self.session.call(Unlock { ino: ino.0, owner, start, end }, |_| Ok(())).await
+    }
+
+    /// Waits until every lock that the owner does not want any more is given back: that would take what it is given now.
+    async fn left_locks(&self, ino: Ino, owner: u64) {
+        loop {
+            let mut left = std::pin::pin!(self.locks_left.notified());
+            left.as_mut().enable();
+            if !self.locks.lock().is_leaving(ino, owner) {
+                return;
+            }
+            left.await;
+        }
     }
 
     async fn unlock(&self, ino: Ino, owner: u64, start: u64, end: u64) -> Result<(), FsError> {
+        self.left_locks(ino, owner).await;
         if !self.locks.lock().holds_any(ino, owner) {
             return Ok(());
         }
         self.locks.lock().remove(ino, owner, start, end);
-        self.session.call(Unlock { ino: ino.0, owner, start, end }, |_| Ok(())).await
+        self.unlock_there(ino, owner, start, end).await
     }
 }
 
@@ -100,20 +149,20 @@ impl Client {
     pub async fn set_lock(&self, ino: Ino, lock: FileLock, wait: bool) -> Result<(), FsError> {
         self.core.settled(ino).await?;
         let core = &self.core;
-        let wait_id = if wait { core.lock_waits.fetch_add(1, Ordering::Relaxed) + 1 } else { 0 };
-        let state = Arc::new(AtomicU8::new(WAITING));
+        core.left_locks(ino, lock.owner).await;
+        let wait_id = core.lock_waits.fetch_add(1, Ordering::Relaxed) + 1;
+        let granted = Arc::new(Mutex::new(None));
         let mut waiting =
-            LockWait { core: core.clone(), ino, lock, wait_id, state: state.clone(), seen: false };
+            LockWait { core: core.clone(), ino, lock, wait_id, granted: granted.clone(), seen: false };
         let owner = core.clone();
         let request = SetLock { lock: Some(to_wire(ino, lock)), wait, wait_id };
-        let granted = core.session.call_long(request, move |_| {
-            owner.locks.lock().set(ino, lock);
-            if state.swap(GRANTED, Ordering::AcqRel) == GIVEN_UP {
-                owner.let_go(ino, lock);
-            }
+        let answer = core.session.call_long(request, move |_| {
+            let generation = owner.identity.lock().generation;
+            let before = owner.locks.lock().set(ino, lock);
+            *granted.lock() = Some(Granted { generation, before });
             Ok(())
         });
-        let result = granted.await;
+        let result = answer.await;
         waiting.seen = true;
         result
     }

@@ -6,6 +6,7 @@ use crate::fake::{Act, Fake, Kernel, name};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use gofs_client::{Client, ClientConfig, FileHandle, FileLock, MountError, OpenFlags, Wait};
+use gofs_proto::kind::Request as _;
 use gofs_proto::session as wire;
 use gofs_proto::session::Failure;
 use gofs_proto::session::failure::Code;
@@ -657,6 +658,29 @@ async fn a_wait_for_a_lock_that_is_dropped_is_cancelled() {
     client.set_lock(ino, lock, false).await.unwrap();
     client.release_locks(ino, 1).await.unwrap();
     assert_eq!(fake.requests()[asked..], ["SetLock", "Unlock"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_that_came_too_late_is_given_back_before_its_owner_asks_again() {
+    let fake = Fake::start().await;
+    let ino = fake.put_file("a", b"");
+    let (client, _) = fake.mount().await;
+    let lock = |start, end, exclusive| FileLock { owner: 1, start, end, exclusive, pid: 1 };
+    client.set_lock(ino, lock(10, 19, false), false).await.unwrap();
+    let asked = fake.requests().len();
+    // Granted when the wait was over, but before the servers had heard of that.
+    fake.next::<wire::SetLock>(Act::Before(wire::CancelLock::KIND));
+    let whole = lock(0, u64::MAX, true);
+    let wait = tokio::time::timeout(Duration::from_millis(100), client.set_lock(ino, whole, true)).await;
+    assert!(wait.is_err());
+    client.set_lock(ino, lock(0, 9, true), false).await.unwrap();
+    let expected = ["SetLock", "CancelLock", "Unlock", "SetLock", "Unlock", "SetLock"];
+    assert_eq!(fake.requests()[asked..], expected, "what it had before is kept");
+    fake.drop_connection();
+    fake.until(|fake| fake.hellos().len() == 2).await;
+    let held = fake.hellos().pop().unwrap().locks;
+    let held: Vec<_> = held.iter().map(|lock| (lock.start, lock.end, lock.exclusive)).collect();
+    assert_eq!(held, [(0, 9, true), (10, 19, false)]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

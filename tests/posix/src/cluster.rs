@@ -127,15 +127,7 @@ impl ClusterBuilder {
         let session_s = self.session_s;
         let cluster =
             Cluster { metas, chunks, disks, meta_addresses, chunk_addresses, session_s, dir: Some(dir) };
-        cluster
-            .wait_status("every ChunkServer to be alive", |s| s["chunk_servers_alive"] == self.chunks as u64);
-        // One that has not told of its disks yet is given no chunks, and what is written has a replica less.
-        wait_for("every ChunkServer to have told of its disks", START_TIMEOUT, || {
-            let servers = cluster.ctl_json(&["servers"]);
-            let has_disks =
-                |server: &Value| server["disks"].as_array().is_some_and(|disks| !disks.is_empty());
-            servers.as_array().is_some_and(|servers| servers.iter().all(has_disks))
-        });
+        cluster.wait_chunk_servers(self.chunks);
         cluster
     }
 }
@@ -198,6 +190,18 @@ impl Cluster {
             status["leader"].as_u64().filter(|id| *id > 0).ok_or_else(|| status.to_string())
         });
         leader as usize - 1
+    }
+
+    /// Waits until so many ChunkServers are alive and each has told of its disks. One that has not is given no chunks: what is
+    /// written has a replica less; and a mount that asks how much room there is hears of none.
+    pub fn wait_chunk_servers(&self, count: usize) {
+        wait_for(&format!("{count} ChunkServers, and their disks"), START_TIMEOUT, || {
+            let servers = self.ctl_json(&["servers"]);
+            let alive = servers.as_array().into_iter().flatten().filter(|server| server["state"] != "dead");
+            let told = |server: &&Value| server["disks"].as_array().is_some_and(|disks| !disks.is_empty());
+            let alive: Vec<&Value> = alive.collect();
+            alive.len() == count && alive.iter().all(told)
+        });
     }
 
     /// Waits until every MetaServer and ChunkServer is back and every chunk has its replicas.

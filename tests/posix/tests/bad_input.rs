@@ -183,7 +183,7 @@ fn a_full_disk_refuses_writes_and_keeps_what_was_there() {
 fn fill_up(data: &str) {
     let cluster = Cluster::builder().chunks(0).start();
     let _chunk = cluster.start_chunk("full", data);
-    cluster.wait_status("the ChunkServer", |s| s["chunk_servers_alive"] == 1);
+    cluster.wait_chunk_servers(1);
     cluster.create_namespace("test", &["--replicas", "1"]);
     let mount = cluster.mount("m");
     let mib = vec![5; 1 << 20];

@@ -171,10 +171,7 @@ fn a_disk_that_was_away_while_a_file_was_overwritten_does_not_bring_the_old_byte
     let dirs = ["one", "two"].map(|name| cluster.dir().join(name).display().to_string());
     let both = dirs.join(",");
     let mut server = cluster.start_chunk("twodisks", &both);
-    let alive = |cluster: &Cluster, count: u64| {
-        cluster.wait_status("the ChunkServers", |s| s["chunk_servers_alive"] == count);
-    };
-    alive(&cluster, 2);
+    cluster.wait_chunk_servers(2);
     cluster.create_namespace("test", &["--chunk-size", "64K"]);
     let mount = cluster.mount("m");
     let write = |data: &[u8]| {
@@ -192,15 +189,15 @@ fn a_disk_that_was_away_while_a_file_was_overwritten_does_not_bring_the_old_byte
 
     server.stop();
     drop(server);
-    alive(&cluster, 1);
+    cluster.wait_chunk_servers(1);
     let mut server = cluster.start_chunk("onedisk", &dirs[0]);
-    alive(&cluster, 2);
+    cluster.wait_chunk_servers(2);
     overwrite();
     server.stop();
     drop(server);
-    alive(&cluster, 1);
+    cluster.wait_chunk_servers(1);
     let _server = cluster.start_chunk("twodisks-again", &both);
-    alive(&cluster, 2);
+    cluster.wait_chunk_servers(2);
 
     let read = |name: &str| {
         let reader = cluster.mount(name);

@@ -199,7 +199,7 @@ fn a_disk_that_fills_up_behind_buffered_writes_is_told_and_what_was_synced_is_in
     let cluster = Cluster::builder().chunks(0).start();
     let servers: Vec<Server> =
         (0..2).map(|n| cluster.start_chunk(&format!("small{n}"), &disks.data(n))).collect();
-    cluster.wait_status("both ChunkServers", |status| status["chunk_servers_alive"] == 2);
+    cluster.wait_chunk_servers(2);
     cluster.create_namespace("test", &["--chunk-size", "1MiB"]);
     let (mount, other) = (cluster.mount("a"), cluster.mount("b"));
     for n in 0..8 {

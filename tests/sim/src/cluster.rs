@@ -1,7 +1,6 @@
 //! The servers and clients of a run, each on a host of its own: started, stopped and restarted as they are.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -58,20 +57,17 @@ impl<T: Clone> Shared<T> {
     }
 }
 
-fn run<F: Future<Output = ()>>(work: F) {
+/// Runs it to its end on the thread that calls.
+pub fn run<F: Future<Output = ()>>(work: F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime can be made").block_on(work);
-}
-
-fn address(host: HostId, port: u16) -> SocketAddr {
-    SocketAddrV4::new(host.ip(), port).into()
 }
 
 /// Starts a MetaServer.
 pub fn start_meta(plan: &Plan, at: usize) -> Process<Arc<MetaGroup>> {
     let host = plan.meta_host(at);
     let mut config =
-        gofs_meta::Config::new(MetaServerId(at as u64 + 1), address(host, 7460), plan.directory(host));
+        gofs_meta::Config::new(MetaServerId(at as u64 + 1), plan.meta_address(at), plan.directory(host));
     if plan.metas > 1 {
         let all = plan.meta_addresses().into_iter().enumerate();
         config.peers = all.map(|(at, address)| (MetaServerId(at as u64 + 1), address)).collect();
@@ -153,9 +149,9 @@ async fn make_namespace(group: Arc<MetaGroup>, config: NamespaceConfig) {
 pub fn start_chunk(plan: &Plan, at: usize) -> Process<()> {
     let host = plan.chunk_host(at);
     let mut config =
-        gofs_chunk::Config::new(address(host, 7470), vec![plan.directory(host)], plan.meta_addresses());
+        gofs_chunk::Config::new(plan.chunk_address(at), vec![plan.directory(host)], plan.meta_addresses());
     config.segment_bytes = 1 << 20;
-    config.small_chunk_bytes = 16 << 10;
+    config.small_chunk_bytes = plan.small_chunk_bytes;
     config.labels = BTreeMap::from([("host".to_owned(), format!("h{}", host.0))]);
     config.cpu_latency = CpuLatency::Off;
     let shared = Shared::new();
@@ -250,6 +246,7 @@ impl Crew {
             fresh: self.fresh.clone(),
             stop: self.stop.clone(),
             idle: self.plan.idle,
+            moves: self.plan.moves,
             turns: Arc::default(),
         }
     }
@@ -273,8 +270,11 @@ impl Crew {
         let actor = self.actor(place).await;
         own.set(Some(actor.client.clone()));
         let seed = self.plan.seed.wrapping_mul(1000).wrapping_add(actor.id as u64 * 10);
-        let mut tasks =
-            vec![tokio::spawn(actor.clone().number(seed)), tokio::spawn(actor.clone().append(seed + 1))];
+        let mut tasks = vec![
+            tokio::spawn(actor.clone().number(seed)),
+            tokio::spawn(actor.clone().append(seed + 1)),
+            tokio::spawn(actor.clone().locks(seed + 6)),
+        ];
         for task in 0..2 {
             tasks.push(tokio::spawn(actor.clone().names(seed + 2 + task)));
             tasks.push(tokio::spawn(actor.clone().contents(seed + 4 + task)));
@@ -323,6 +323,7 @@ impl Crew {
                 }
                 actor.client.release(handle).await;
             }
+            actor.mode(file).await;
         }
         for &directory in &actor.places.numbered {
             let names = workload::names_in(&actor.client, directory).await.unwrap_or_default();

@@ -3,8 +3,10 @@
 use rand::RngExt;
 use rand::rngs::StdRng;
 
+use crate::admin::{self, Wish};
 use crate::cluster::{self, Crew, Process};
 use crate::plan::{Break, Plan};
+use crate::report;
 use crate::world::{self, Cut, HostId, MILLI_NS, SECOND_NS, Weather};
 use gofs_client::Client;
 use gofs_meta::group::MetaGroup;
@@ -29,7 +31,11 @@ enum Repair {
     Mend,
     Clear,
     Disk(HostId),
+    Undrain(usize),
 }
+
+/// How files begin in which ChunkServers have chunks: large ones have their own, small ones are in the log.
+const CHUNK_MAGICS: [&[u8]; 2] = [b"gofsbig1", b"gofsseg1"];
 
 /// Pause between power cuts of ChunkServers: a cut and the repair of what it took.
 const CUTS_APART_NS: u64 = 20 * SECOND_NS;
@@ -101,6 +107,10 @@ impl Faults {
                     });
                     Some(host)
                 }
+                Repair::Undrain(at) => {
+                    drain(&cluster.plan, at, false);
+                    Some(cluster.plan.chunk_host(at))
+                }
             };
             self.troubled.retain(|troubled| Some(*troubled) != host);
         }
@@ -112,15 +122,18 @@ impl Faults {
         let plan = cluster.plan.clone();
         match self.rng.random_range(0..16) {
             0..3 => self.meta(cluster, &plan),
-            3..6 => self.chunk(cluster, &plan),
+            3..6 => match plan.flips {
+                Some(at) => flip(&mut self.rng, &plan, at),
+                None => self.chunk(cluster, &plan),
+            },
             6..9 => self.client(cluster, &plan),
             9..12 => self.net(&plan),
-            12 => {
+            12 if plan.flips.is_none() => {
                 let weather = Weather { lost_one_in: self.rng.random_range(3..20), ..plan.weather };
                 world::with(|world| world.set_weather(weather));
                 self.later(300, 3_000, Repair::Clear);
             }
-            13 => {
+            12 | 13 => {
                 let host = HostId(self.rng.random_range(1..plan.hosts()));
                 let hours = self.rng.random_range(-3..=3);
                 world::with(|world| world.shift_wall(host, hours * 3_600 * SECOND_NS as i64));
@@ -166,7 +179,12 @@ impl Faults {
         if !self.may(host, |host| host.0 <= metas, most) {
             return;
         }
-        match self.rng.random_range(0..4) {
+        match self.rng.random_range(0..5) {
+            4 => {
+                tracing::info!("the lead is given away");
+                self.troubled.pop();
+                admin::ask(plan, Wish::TransferLead);
+            }
             0 => {
                 tracing::info!(host = host.0, "MetaServer pauses");
                 world::with(|world| world.set_paused(host, true));
@@ -192,7 +210,12 @@ impl Faults {
         if !self.may(host, |host| chunks.contains(&host.0), 1) {
             return;
         }
-        match self.rng.random_range(0..4) {
+        match self.rng.random_range(0..5) {
+            4 => {
+                tracing::info!(host = host.0, "ChunkServer is drained");
+                drain(plan, at, true);
+                self.later(1_000, 6_000, Repair::Undrain(at));
+            }
             0 => {
                 tracing::info!(host = host.0, "ChunkServer pauses");
                 world::with(|world| world.set_paused(host, true));
@@ -242,6 +265,9 @@ impl Faults {
         tracing::info!(host = one.0, both, "the net is cut");
         let far = self.rng.random_range(0..4) == 0;
         for other in (1..=hosts).map(HostId).filter(|other| *other != one) {
+            if plan.is_spared(one) || plan.is_spared(other) {
+                continue;
+            }
             // From some of the others, or all.
             if self.rng.random_range(0..4) == 0 {
                 continue;
@@ -268,7 +294,7 @@ impl Faults {
         } else {
             HostId(self.rng.random_range(1..=plan.metas + plan.chunks))
         };
-        if !self.may(host, |_| false, usize::MAX) {
+        if plan.is_spared(host) || !self.may(host, |_| false, usize::MAX) {
             return;
         }
         tracing::info!(host = host.0, full, "disk is full or slow");
@@ -278,6 +304,18 @@ impl Faults {
         );
         self.later(300, 4_000, Repair::Disk(host));
     }
+}
+
+fn drain(plan: &Plan, at: usize, draining: bool) {
+    admin::ask(plan, Wish::Drain { address: plan.chunk_address(at).to_string(), draining });
+}
+
+/// A bit of what a ChunkServer has.
+fn flip(rng: &mut StdRng, plan: &Plan, at: usize) {
+    let host = plan.chunk_host(at);
+    let flipped = world::flip_bit(&plan.directory(host), &CHUNK_MAGICS, rng);
+    tracing::info!(host = host.0, ?flipped, "a bit flips");
+    report::count("flips", flipped.is_some().into());
 }
 
 /// Asks, and ends it by force where it does not end in time.

@@ -1,6 +1,6 @@
 //! What clients did, in one order: that in which calls began and returned.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Calls and returns, numbered across all clients.
@@ -13,29 +13,40 @@ pub enum Object {
     Directory(usize),
     /// A block of a file.
     Block(usize, usize),
+    /// A file's permission bits.
+    Mode(usize),
+    /// A lock of a byte of a file.
+    Lock(u64),
     /// The log that records are appended to.
     Log,
     /// The numbered files of a client.
     Numbered(usize),
 }
 
+/// A name: in which directory, and which.
+pub type Place = (usize, u8);
+
 /// What was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// A file that must not exist yet.
-    Create(u8),
+    Create(Place),
     /// Removes a name.
-    Unlink(u8),
-    /// Renames within the directory; what has the new name goes.
-    Rename(u8, u8),
+    Unlink(Place),
+    /// Renames; what has the new name goes.
+    Rename(Place, Place),
     /// Looks one name up.
-    Lookup(u8),
-    /// Reads the whole directory.
-    List,
-    /// Writes the block.
+    Lookup(Place),
+    /// Reads a whole directory.
+    List(usize),
+    /// Writes the block, or the permission bits.
     Write(u64),
-    /// Reads it.
+    /// Reads them.
     Read,
+    /// Takes the lock.
+    Lock,
+    /// Gives it back.
+    Unlock,
     /// Appends a record.
     Append(u64),
     /// Makes the next numbered file.
@@ -51,12 +62,12 @@ pub enum Answer {
     Done(Option<u64>),
     /// There is no such name.
     Absent,
-    /// There is one already.
+    /// There is one already, or another holds the lock.
     Exists,
     /// A name's inode.
     Found(u64),
     /// All names and inodes.
-    Names(BTreeMap<u8, u64>),
+    Names(BTreeMap<Place, u64>),
     /// What a block holds.
     Value(u64),
     /// Refused, nothing was changed.
@@ -144,7 +155,17 @@ impl History {
 impl Action {
     /// Whether it changes anything.
     pub fn changes(&self) -> bool {
-        !matches!(self, Action::Lookup(_) | Action::List | Action::Read | Action::Sync)
+        !matches!(self, Action::Lookup(_) | Action::List(_) | Action::Read | Action::Sync)
+    }
+
+    /// The directories that it is about, in order.
+    pub fn directories(&self) -> BTreeSet<usize> {
+        match self {
+            Action::Create(name) | Action::Unlink(name) | Action::Lookup(name) => BTreeSet::from([name.0]),
+            Action::Rename(from, to) => BTreeSet::from([from.0, to.0]),
+            Action::List(directory) => BTreeSet::from([*directory]),
+            _ => BTreeSet::new(),
+        }
     }
 }
 
@@ -203,8 +224,8 @@ fn is_lossy(op: &Op, returned: Tick, ops: &[Op], clean: &[u64]) -> bool {
     let covers = |sync: &Op| match (sync.object, op.object) {
         (Object::Block(synced, _), Object::Block(file, _)) => synced == file,
         (Object::Log, Object::Log) => true,
-        // The log of edits is one: any sync covers names.
-        (_, Object::Directory(_) | Object::Numbered(_)) => true,
+        // The log of edits is one: any sync covers names and attributes.
+        (_, Object::Directory(_) | Object::Numbered(_) | Object::Mode(_)) => true,
         _ => false,
     };
     for sync in ops {

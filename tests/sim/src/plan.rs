@@ -1,5 +1,6 @@
 //! What a seed means: the cluster, its load and its troubles.
 
+use std::net::{SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ pub enum Break {
     Told,
     /// Inode numbers are told wrong.
     Inodes,
+    /// A client that is refused a lock takes it for given.
+    Locks,
 }
 
 /// See the module.
@@ -42,12 +45,19 @@ pub struct Plan {
     pub quota_bytes: u64,
     pub quota_inodes: u64,
     pub inline_max: u32,
+    /// Chunks with more have a file of their own.
+    pub small_chunk_bytes: u32,
     pub heartbeat_ms: u64,
     pub validity: Duration,
     pub margin: Duration,
     pub dirty_age: Duration,
     /// Longest pause of a client's task.
     pub idle: Duration,
+    /// Whether names are moved from one directory to another.
+    pub moves: bool,
+    /// The ChunkServer whose disk flips bits; where there is one ChunkServers have no other troubles, so that the other replica of
+    /// what is flipped is there.
+    pub flips: Option<usize>,
     /// Entries between two Snapshots.
     pub snapshot_entries: u64,
     /// After so long without it a ChunkServer is written off.
@@ -67,11 +77,12 @@ impl Plan {
         let lossy = rng.random_range(0..3) == 0;
         let has_quota = rng.random_range(0..4) == 0;
         let is_hasty = rng.random_range(0..4) == 0;
+        let chunks = 3;
         Plan {
             seed,
             broken,
             metas: if rng.random_range(0..4) == 0 { 1 } else { 3 },
-            chunks: 3,
+            chunks,
             clients: rng.random_range(2..4),
             troubled_ms: rng.random_range(6_000..16_000),
             fault_every_ms: rng.random_range(500..4_000),
@@ -87,6 +98,9 @@ impl Plan {
             margin: Duration::from_millis(rng.random_range(200..600)),
             dirty_age: Duration::from_millis(rng.random_range(100..2_000)),
             idle: Duration::from_millis(rng.random_range(20..400)),
+            moves: rng.random_range(0..4) == 0,
+            small_chunk_bytes: if rng.random() { 16 << 10 } else { 4 << 10 },
+            flips: (rng.random_range(0..6) == 0).then(|| rng.random_range(0..chunks)),
             snapshot_entries: if rng.random() { rng.random_range(20..200) } else { 100_000 },
             repair_after: Duration::from_secs(if is_hasty { 2 } else { LONGEST_TROUBLE_S + 2 }),
         }
@@ -95,6 +109,12 @@ impl Plan {
     /// Whether the power of ChunkServers may be cut: what a server lost then, others have until they are written off.
     pub fn may_cut_chunks(&self) -> bool {
         self.repair_after > Duration::from_secs(LONGEST_TROUBLE_S)
+    }
+
+    /// Whether it has no troubles but flipped bits.
+    pub fn is_spared(&self, host: HostId) -> bool {
+        let chunks = self.chunk_host(0).0..self.chunk_host(self.chunks).0;
+        self.flips.is_some() && chunks.contains(&host.0)
     }
 
     /// What the world is told.
@@ -122,9 +142,19 @@ impl Plan {
         self.metas + self.chunks + self.clients + 1
     }
 
+    /// Where a MetaServer is.
+    pub fn meta_address(&self, at: usize) -> SocketAddr {
+        SocketAddrV4::new(self.meta_host(at).ip(), 7460).into()
+    }
+
+    /// Where a ChunkServer is.
+    pub fn chunk_address(&self, at: usize) -> SocketAddr {
+        SocketAddrV4::new(self.chunk_host(at).ip(), 7470).into()
+    }
+
     /// Where MetaServers are.
     pub fn meta_addresses(&self) -> Vec<String> {
-        (0..self.metas).map(|at| format!("{}:7460", self.meta_host(at).ip())).collect()
+        (0..self.metas).map(|at| self.meta_address(at).to_string()).collect()
     }
 
     /// A host's directory, below the run's.

@@ -30,9 +30,13 @@ pub fn is_violated() -> bool {
     !VIOLATIONS.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
 }
 
-/// A number for the summary.
+/// A number for the summary; what has the same name is added up.
 pub fn count(what: &'static str, number: u64) {
-    NUMBERS.lock().unwrap_or_else(PoisonError::into_inner).push((what, number));
+    let mut numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
+    match numbers.iter_mut().find(|(name, _)| *name == what) {
+        Some((_, sum)) => *sum += number,
+        None => numbers.push((what, number)),
+    }
 }
 
 /// Prints the summary, one line, and ends the process: simulated threads that wait for ever are left as they are.

@@ -153,6 +153,7 @@ fn judge(cluster: &Cluster, history: &History, seen: &Seen) {
     let standings = history::standings(&ops, &clean);
     report::expect("coherent-names", invariants::coherent_names::look(&ops, &standings));
     report::expect("coherent-blocks", invariants::coherent_blocks::look(&ops, &standings));
+    report::expect("exclusive-locks", invariants::exclusive_locks::look(&ops));
     report::expect("inode-numbers", invariants::inode_numbers::look(&ops));
     report::expect("appended", invariants::appended::look(&ops, &standings, &seen.log));
     for (place, left) in seen.numbered.iter().enumerate() {
@@ -177,6 +178,11 @@ fn tell_wrong(ops: &mut [history::Op], broken: Break) {
             if let (Some(first), Some(second)) = (made.next(), made.next()) {
                 second.answer =
                     second.answer.take().zip(first.answer.clone()).map(|((at, _), (_, told))| (at, told));
+            }
+        }
+        Break::Locks => {
+            for refused in ops.iter_mut().filter(|op| op.action == Action::Lock) {
+                refused.answer = refused.answer.take().map(|(at, _)| (at, Answer::Done(None)));
             }
         }
         _ => {}

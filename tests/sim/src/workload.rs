@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use gofs_client::{Client, FileHandle, OpenFlags};
-use gofs_tree::{FileType, FsError, Ino, Mode, Name, NewNode};
+use gofs_client::{Client, FileHandle, FileLock, OpenFlags};
+use gofs_tree::{AttrChange, FileType, FsError, Ino, Mode, Name, NewNode};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::history::{Action, Answer, History, Object};
+use crate::history::{Action, Answer, History, Object, Place};
 
 /// Directories that all clients work in.
 pub const DIRECTORIES: usize = 2;
@@ -19,6 +19,8 @@ pub const DIRECTORIES: usize = 2;
 pub const NAMES: u8 = 4;
 /// Files that all clients write to.
 pub const FILES: usize = 3;
+/// Locks that all clients want.
+pub const LOCKS: u64 = 2;
 /// Bytes of a record of the log.
 pub const RECORD_BYTES: usize = 64;
 
@@ -68,8 +70,17 @@ pub struct Actor {
     pub stop: Arc<AtomicBool>,
     /// Longest pause between two operations of a task.
     pub idle: Duration,
-    /// The kernel's lock of each directory.
-    pub turns: Arc<[RwLock<()>; DIRECTORIES]>,
+    /// Whether names are moved from one directory to another.
+    pub moves: bool,
+    /// The kernel's locks of directories and of files.
+    pub turns: Arc<Turns>,
+}
+
+/// The kernel's locks of inodes.
+#[derive(Default)]
+pub struct Turns {
+    directories: [RwLock<()>; DIRECTORIES],
+    files: [RwLock<()>; FILES],
 }
 
 /// Held while an operation is under way.
@@ -78,11 +89,21 @@ enum Turn<'a> {
     Beside { _guard: RwLockReadGuard<'a, ()> },
 }
 
+impl<'a> Turn<'a> {
+    async fn alone(lock: &'a RwLock<()>) -> Turn<'a> {
+        Turn::Alone { _guard: lock.write().await }
+    }
+
+    async fn beside(lock: &'a RwLock<()>) -> Turn<'a> {
+        Turn::Beside { _guard: lock.read().await }
+    }
+}
+
 fn name(text: String) -> Name {
     Name::new(text.as_bytes()).expect("a short name without a slash")
 }
 
-fn name_of(number: u8) -> Name {
+fn name_of((_, number): Place) -> Name {
     name(format!("n{number}"))
 }
 
@@ -90,7 +111,7 @@ fn name_of(number: u8) -> Name {
 fn failed(error: FsError) -> Answer {
     match error {
         FsError::NotFound => Answer::Absent,
-        FsError::Exists => Answer::Exists,
+        FsError::Exists | FsError::WouldBlock => Answer::Exists,
         // What was made may be gone again before its maker hears of it.
         FsError::Stale => Answer::Unknown,
         // Refused before anything was done.
@@ -99,10 +120,15 @@ fn failed(error: FsError) -> Answer {
     }
 }
 
-const MODE: u32 = 0o644;
+const MODE: u32 = 0o644 | 0o111;
+
+/// What is recorded of permission bits: 0 is what files are made with.
+fn bits_changed(mode: u32) -> u64 {
+    u64::from(mode ^ MODE)
+}
 
 async fn make(client: &Client, parent: Ino, name: &Name, node: NewNode) -> Result<Ino, FsError> {
-    let made = client.create(parent, name, node, Mode::new(MODE | 0o111), Mode::new(0), 0, 0).await?;
+    let made = client.create(parent, name, node, Mode::new(MODE), Mode::new(0), 0, 0).await?;
     Ok(made.value.ino)
 }
 
@@ -146,21 +172,31 @@ impl Actor {
     }
 
     async fn record(&self, object: Object, action: Action, work: impl Future<Output = Answer>) -> Answer {
-        let _turn = self.turn(object, &action).await;
+        let _turns = self.turns(object, &action).await;
         let op = self.history.call(self.id, self.session(), self.lost(), object, action);
         let answer = work.await;
         self.history.returned(op, self.session(), self.lost(), answer.clone());
         answer
     }
 
-    /// As the kernel: changes of a directory go one by one, and no question beside them.
-    async fn turn(&self, object: Object, action: &Action) -> Option<Turn<'_>> {
-        let Object::Directory(at) = object else { return None };
-        match action {
-            Action::Sync => None,
-            action if action.changes() => Some(Turn::Alone { _guard: self.turns[at].write().await }),
-            _ => Some(Turn::Beside { _guard: self.turns[at].read().await }),
+    /// As the kernel: changes of a directory go one by one, and no question beside them; nor does a write go beside a change of
+    /// its file's attributes.
+    async fn turns(&self, object: Object, action: &Action) -> Vec<Turn<'_>> {
+        let mut turns = Vec::new();
+        for at in action.directories() {
+            turns.push(match action.changes() {
+                true => Turn::alone(&self.turns.directories[at]).await,
+                false => Turn::beside(&self.turns.directories[at]).await,
+            });
         }
+        match object {
+            Object::Block(file, _) if action.changes() => {
+                turns.push(Turn::beside(&self.turns.files[file]).await)
+            }
+            Object::Mode(file) if action.changes() => turns.push(Turn::alone(&self.turns.files[file]).await),
+            _ => {}
+        }
+        turns
     }
 
     /// What the client counts as lost.
@@ -189,8 +225,8 @@ impl Actor {
         while self.goes_on() {
             let at = rng.random_range(0..DIRECTORIES);
             let (parent, object) = (self.places.directories[at], Object::Directory(at));
-            let number = rng.random_range(0..NAMES);
-            let name = name_of(number);
+            let place = (at, rng.random_range(0..NAMES));
+            let name = name_of(place);
             match rng.random_range(0..10) {
                 0..3 => {
                     let work = async {
@@ -199,23 +235,24 @@ impl Actor {
                             Err(error) => failed(error),
                         }
                     };
-                    self.record(object, Action::Create(number), work).await;
+                    self.record(object, Action::Create(place), work).await;
                 }
                 3..5 => {
                     let work = async {
                         let done = self.client.unlink(parent, &name).await;
                         done.map_or_else(failed, |()| Answer::Done(None))
                     };
-                    self.record(object, Action::Unlink(number), work).await;
+                    self.record(object, Action::Unlink(place), work).await;
                 }
                 5 => {
-                    let to = (number + 1) % NAMES;
+                    let into = if self.moves && rng.random() { (at + 1) % DIRECTORIES } else { at };
+                    let to = (into, (place.1 + 1) % NAMES);
                     let work = async {
-                        let done =
-                            self.client.rename(parent, &name, parent, &name_of(to), Default::default()).await;
+                        let (into, to) = (self.places.directories[into], name_of(to));
+                        let done = self.client.rename(parent, &name, into, &to, Default::default()).await;
                         done.map_or_else(failed, |()| Answer::Done(None))
                     };
-                    self.record(object, Action::Rename(number, to), work).await;
+                    self.record(object, Action::Rename(place, to), work).await;
                 }
                 6..8 => {
                     let work = async {
@@ -224,7 +261,7 @@ impl Actor {
                             Err(error) => failed(error),
                         }
                     };
-                    self.record(object, Action::Lookup(number), work).await;
+                    self.record(object, Action::Lookup(place), work).await;
                 }
                 8 => {
                     self.list(at).await;
@@ -249,12 +286,12 @@ impl Actor {
                 Ok(names) => {
                     let number =
                         |name: &[u8]| name.strip_prefix(b"n").map_or(u8::MAX, |digit| digit[0] - b'0');
-                    Answer::Names(names.iter().map(|(name, ino)| (number(name), ino.0)).collect())
+                    Answer::Names(names.iter().map(|(name, ino)| ((at, number(name)), ino.0)).collect())
                 }
                 Err(_) => Answer::Unknown,
             }
         };
-        self.record(Object::Directory(at), Action::List, work).await
+        self.record(Object::Directory(at), Action::List(at), work).await
     }
 
     /// Works with the contents of files.
@@ -269,10 +306,15 @@ impl Actor {
             for _ in 0..rng.random_range(1..4) {
                 let (offsets, len) = blocks(file);
                 let at = rng.random_range(0..offsets.len());
-                match rng.random_range(0..9) {
+                match rng.random_range(0..12) {
                     0..4 => self.write(&handle, file, at, len).await,
                     4..8 => {
                         self.read(&handle, file, at).await;
+                    }
+                    8 => self.truncate(file, at).await,
+                    9 => self.set_mode(file, rng.random_range(0..0o1000)).await,
+                    10 => {
+                        self.mode(file).await;
                     }
                     _ => self.sync(&handle, Object::Block(file, 0)).await,
                 }
@@ -295,6 +337,71 @@ impl Actor {
             }
         };
         self.record(Object::Block(file, at), Action::Write(value), work).await;
+    }
+
+    /// Cuts a file where a block begins: this and the later ones are zeros then.
+    async fn truncate(&self, file: usize, first: usize) {
+        let _turn = Turn::alone(&self.turns.files[file]).await;
+        let offsets = blocks(file).0;
+        let call = |at| {
+            let object = Object::Block(file, at);
+            self.history.call(self.id, self.session(), self.lost(), object, Action::Write(0))
+        };
+        let ops: Vec<usize> = (first..offsets.len()).map(call).collect();
+        let change = AttrChange { size: Some(offsets[first]), ..AttrChange::default() };
+        let done = self.client.setattr(self.places.files[file], change).await;
+        let answer = done.map_or_else(failed, |_| Answer::Done(None));
+        for op in ops {
+            self.history.returned(op, self.session(), self.lost(), answer.clone());
+        }
+    }
+
+    async fn set_mode(&self, file: usize, mode: u32) {
+        let work = async {
+            let change = AttrChange { mode: Some(Mode::new(mode)), ..AttrChange::default() };
+            let done = self.client.setattr(self.places.files[file], change).await;
+            done.map_or_else(failed, |_| Answer::Done(None))
+        };
+        self.record(Object::Mode(file), Action::Write(bits_changed(mode)), work).await;
+    }
+
+    /// Asks for a file's permission bits.
+    pub async fn mode(&self, file: usize) -> Answer {
+        let work = async {
+            let attr = self.client.getattr(self.places.files[file]).await;
+            attr.map_or(Answer::Unknown, |attr| Answer::Value(bits_changed(attr.value.mode.bits())))
+        };
+        self.record(Object::Mode(file), Action::Read, work).await
+    }
+
+    /// Takes locks, and gives them back.
+    pub async fn locks(self, seed: u64) {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let ino = self.places.files[0];
+        while self.goes_on() {
+            self.rest(&mut rng).await;
+            let at = rng.random_range(0..LOCKS);
+            let owner = self.id as u64 + 1;
+            let lock = FileLock { owner, start: at, end: at, exclusive: true, pid: 1 };
+            let waits = rng.random();
+            let patience = if waits { self.idle * rng.random_range(1..4) } else { Duration::from_secs(1) };
+            let work = async {
+                let asked = self.client.set_lock(ino, lock, waits);
+                match tokio::time::timeout(patience, asked).await {
+                    Ok(done) => done.map_or_else(failed, |()| Answer::Done(None)),
+                    Err(_) => Answer::Unknown,
+                }
+            };
+            let answer = self.record(Object::Lock(at), Action::Lock, work).await;
+            if answer == Answer::Done(None) {
+                self.rest(&mut rng).await;
+            }
+            let work = async {
+                let done = self.client.unlock(ino, owner, at, at).await;
+                done.map_or(Answer::Unknown, |()| Answer::Done(None))
+            };
+            self.record(Object::Lock(at), Action::Unlock, work).await;
+        }
     }
 
     /// Reads a block.

@@ -64,6 +64,11 @@ fn a_read_of_what_nobody_wrote_is_found() {
 }
 
 #[test]
+fn a_lock_that_two_have_is_found() {
+    is_found("locks", &["exclusive-locks"], "0..5");
+}
+
+#[test]
 fn an_inode_number_given_twice_is_found() {
     is_found("inodes", &["inode-numbers"], "0..5");
 }

@@ -25,6 +25,8 @@ pub enum Act {
     NoGrant,
     /// It is never answered.
     Ignore,
+    /// It is served when a request of that kind comes, and before that one.
+    Before(u16),
     /// It is served, and the lease on that inode recalled right behind the answer.
     ThenRecall(Ino),
     /// The lease on that inode is recalled, and it is served when that is acknowledged.
@@ -38,6 +40,8 @@ pub struct Script {
     pub next: Vec<(u16, Act)>,
     /// Kinds that misbehave for ever.
     pub always: HashMap<u16, Act>,
+    /// Requests that wait for one of that kind.
+    waiting: Vec<(u16, Arc<Link>, Frame)>,
 }
 
 impl Script {
@@ -57,11 +61,17 @@ impl LinkHandler for Handler {
     fn on_request(&self, link: &Arc<Link>, request: Frame) {
         let mut server = self.server.lock();
         server.record(request.kind);
+        for (_, to, waiting) in
+            server.script.waiting.extract_if(.., |(kind, ..)| *kind == request.kind).collect::<Vec<_>>()
+        {
+            server.serve(&to, &waiting, true)(&to);
+        }
         match server.script.take(request.kind) {
             None => server.serve(link, &request, true)(link),
             Some(Act::NoGrant) => server.serve(link, &request, false)(link),
             Some(Act::Drop) => link.close(),
             Some(Act::Ignore) => {}
+            Some(Act::Before(kind)) => server.script.waiting.push((kind, link.clone(), request)),
             Some(Act::Refuse(failure)) => link.refuse(request.id, &failure),
             Some(Act::ServeThenDrop) => {
                 drop(server.serve(link, &request, true));

@@ -1,5 +1,5 @@
-//! Each block of a file behaves as one register: no stale read, and nothing that is durable, or of a client that lives, is
-//! lost.
+//! Each block of a file, and its permission bits, behave as one register: no stale read, and nothing that is durable, or of a
+//! client that lives, is lost.
 
 use std::collections::BTreeSet;
 
@@ -33,10 +33,10 @@ impl Model for Block {
     }
 }
 
-/// Looks at all blocks.
+/// Looks at all of them.
 pub fn look(ops: &[Op], standings: &[Standing]) -> Result<(), String> {
-    let blocks: BTreeSet<Object> =
-        ops.iter().map(|op| op.object).filter(|object| matches!(object, Object::Block(..))).collect();
+    let is_register = |object: &Object| matches!(object, Object::Block(..) | Object::Mode(_));
+    let blocks: BTreeSet<Object> = ops.iter().map(|op| op.object).filter(is_register).collect();
     for block in blocks {
         let history: Vec<(&Op, Standing)> = ops
             .iter()

@@ -4,6 +4,7 @@ pub mod appended;
 pub mod coherent_blocks;
 pub mod coherent_names;
 pub mod exclusive_leases;
+pub mod exclusive_locks;
 pub mod inode_numbers;
 pub mod prefix;
 pub mod quota;

@@ -6,9 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use libc::c_int;
 use rand::RngExt;
+use rand::rngs::StdRng;
 
 use super::poll::Descriptor;
 use super::schedule::{Wait, block};
@@ -227,6 +230,45 @@ impl World {
             real::close(fd);
         }
         made
+    }
+}
+
+/// Flips a bit of a file below `directory` that begins with one of `magics`, behind its first page, where something is written.
+/// Which file and byte; `None`: there is no such file.
+pub fn flip_bit(directory: &Path, magics: &[&[u8]], rng: &mut StdRng) -> Option<(PathBuf, usize)> {
+    let mut files = Vec::new();
+    find_files(directory, &mut files);
+    files.sort();
+    files.retain(|(_, content)| {
+        let is_written = content.iter().skip(PAGE as usize).any(|byte| *byte != 0);
+        is_written && magics.iter().any(|magic| content.starts_with(magic))
+    });
+    if files.is_empty() {
+        return None;
+    }
+    let (path, content) = files.swap_remove(rng.random_range(0..files.len()));
+    let written: Vec<usize> = (PAGE as usize..content.len()).filter(|&at| content[at] != 0).collect();
+    let at = written[rng.random_range(0..written.len())];
+    let byte = content[at] ^ (1 << rng.random_range(0..8));
+    let name = CString::new(path.as_os_str().as_bytes()).ok()?;
+    // SAFETY: the path ends in NUL; the byte is one; the descriptor is ours. Past what a power cut knows of: nobody wrote this.
+    unsafe {
+        let fd = real::open64(name.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC, 0);
+        assert!(fd >= 0, "a file of the simulation can be written to");
+        real::pwrite64(fd, (&raw const byte).cast(), 1, at as i64);
+        real::close(fd);
+    }
+    Some((path, at))
+}
+
+fn find_files(directory: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            find_files(&path, files);
+        } else if let Ok(content) = std::fs::read(&path) {
+            files.push((path, content));
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
-pub use disk::{Access, Cut, sync_file};
+pub use disk::{Access, Cut, flip_bit, sync_file};
 pub use host::HostId;
 pub use net::Weather;
 pub use schedule::{ThreadId, Wait, Wake, block, finish, pause, spawn_on};
