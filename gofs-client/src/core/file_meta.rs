@@ -53,13 +53,15 @@ impl FileMeta for Meta {
         &self,
         ino: Ino,
         indexes: Vec<ChunkIndex>,
+        blank: Vec<ChunkId>,
     ) -> BoxFuture<'_, Result<Vec<ChunkLocation>, FsError>> {
         Box::pin(async move {
             let core = self.core()?;
             core.settled(ino).await?;
             core.table.lock().may_commit(ino)?;
             let indexes = indexes.into_iter().map(|index| index.0).collect();
-            let request = session::Allocate { ino: ino.0, indexes };
+            let blank = blank.into_iter().map(|chunk| chunk.0).collect();
+            let request = session::Allocate { ino: ino.0, indexes, blank };
             let map = |reply: session::AllocateReply| Ok(reply.chunks.into_iter().map(location).collect());
             core.session.call(request, map).await
         })

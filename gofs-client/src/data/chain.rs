@@ -7,7 +7,7 @@ use bytes::Bytes;
 use gofs_proto::chunk::{Failed, Hop, ItemDone, Punch, PunchReply, Write, WriteItem, WriteReply, Writer};
 use gofs_proto::kind::Request;
 use gofs_proto::session::failure::Code;
-use gofs_tree::{ChunkIndex, ChunkServerId, FsError};
+use gofs_tree::{ChunkIndex, ChunkServerId, ChunkVersion, FsError};
 
 use super::FileData;
 use super::chunks::{Chunk, ChunkSpan};
@@ -103,18 +103,27 @@ impl FileData {
             // By Sync requests, while the edit that shows the bytes is committed.
             sync: false,
         };
-        let done = match self.write_with_others(file, write, &payload, items, epoch).await? {
-            Some(done) => done,
-            None => self.on_chain(file, write.index, epoch, payload, build).await?.done,
-        };
-        let Some(last) = done.last() else {
-            tracing::error!(ino = %file.ino, index = write.index.0, "a chunk server's WriteReply lacks its items");
-            return Err(FsError::Io);
-        };
-        // Writes to one chunk may be answered in any order: the largest count is the newest while nothing is punched.
-        let blocks_4k = done.iter().map(|done| done.blocks_4k).max().unwrap_or(last.blocks_4k);
-        self.totals.change(file, |state| state.chunks.written(write.index, blocks_4k));
-        Ok(())
+        let mut early = self.write_with_others(file, write, &payload, items, epoch).await?;
+        loop {
+            let (version, done) = match early.take() {
+                Some(done) => done,
+                None => {
+                    let (version, reply) =
+                        self.on_chain(file, write.index, epoch, payload.clone(), build).await?;
+                    (version, reply.done)
+                }
+            };
+            // Writes to one chunk may be answered in any order: the largest count is the newest while nothing is punched.
+            let Some(blocks_4k) = done.iter().map(|done| done.blocks_4k).max() else {
+                tracing::error!(ino = %file.ino, index = write.index.0, "a chunk server's WriteReply lacks its items");
+                return Err(FsError::Io);
+            };
+            if self.totals.change(file, |state| state.chunks.written(write.index, version, blocks_4k)) {
+                return Ok(());
+            }
+            // The chunk was placed anew meanwhile, or may be: it is written where it is then.
+            self.placed_anew(file).await;
+        }
     }
 
     /// Tries a small write once, in a frame with those of other files. `None`: it was not taken, or not by all.
@@ -125,7 +134,7 @@ impl FileData {
         payload: &[Bytes],
         items: impl FnOnce(&Chunk) -> Vec<WriteItem>,
         epoch: u64,
-    ) -> Result<Option<Vec<ItemDone>>, FsError> {
+    ) -> Result<Option<(ChunkVersion, Vec<ItemDone>)>, FsError> {
         let bytes: usize = payload.iter().map(Bytes::len).sum();
         if bytes > SMALL_WRITE_BYTES || write.items.len() > SMALL_WRITE_ITEMS {
             return Ok(None);
@@ -138,7 +147,8 @@ impl FileData {
             return Ok(None);
         }
         let way = Way { session, servers: chunk.chain(0) };
-        Ok(self.writes.send(way, items(&chunk), payload.to_vec()).await)
+        let done = self.writes.send(way, items(&chunk), payload.to_vec()).await;
+        Ok(done.map(|done| (chunk.location.version, done)))
     }
 
     /// Makes bytes of a chunk zero on all current replicas.
@@ -159,13 +169,13 @@ impl FileData {
             chain,
             sync: false,
         };
-        let reply = self.on_chain(file, span.index, epoch, Vec::new(), build).await?;
+        let (_, reply) = self.on_chain(file, span.index, epoch, Vec::new(), build).await?;
         self.totals.change(file, |state| state.chunks.punched(span.index, reply.blocks_4k));
         Ok(())
     }
 
-    /// Sends a request to a chunk's chain until every current replica has taken it: replicas that fail are
-    /// left out, a location that has changed is asked for again. Ends early (`Io`) when the
+    /// Sends a request to a chunk's chain until every current replica has taken it, and answers at which version: replicas that
+    /// fail are left out, a location that has changed is asked for again. Ends early (`Io`) when the
     /// file was discarded, since `epoch` or before.
     async fn on_chain<R: ChainRequest>(
         &self,
@@ -174,7 +184,7 @@ impl FileData {
         epoch: u64,
         payload: Vec<Bytes>,
         build: impl Fn(&Chunk, Vec<Hop>) -> R,
-    ) -> Result<R::Reply, FsError> {
+    ) -> Result<(ChunkVersion, R::Reply), FsError> {
         let mut retry = Retry::new(self.config.soft_timeout);
         let mut full: BTreeSet<ChunkServerId> = BTreeSet::new();
         let mut turn = 0;
@@ -209,7 +219,7 @@ impl FileData {
                 continue;
             }
             let (failed, why) = match self.links.call(first, &request, payload.clone()).await {
-                Ok((reply, _)) if R::failed(&reply).is_empty() => return Ok(reply),
+                Ok((reply, _)) if R::failed(&reply).is_empty() => return Ok((chunk.location.version, reply)),
                 Ok((reply, _)) => {
                     let failed = R::failed(&reply);
                     full.extend(failed.iter().filter(|f| f.no_space).map(|f| ChunkServerId(f.server)));

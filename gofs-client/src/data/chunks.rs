@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use gofs_tree::{ByteRange, ChunkIndex, ChunkOffset, ChunkSize, FileOffset};
+use gofs_tree::{ByteRange, ChunkIndex, ChunkOffset, ChunkSize, ChunkVersion, FileOffset};
 
 use super::ranges::Ranges;
 use super::{ChunkLocation, Replica};
@@ -18,6 +18,10 @@ pub(super) struct Chunk {
     pub location: ChunkLocation,
     /// Whether its servers have made it: until then a write may make it.
     pub made: bool,
+    /// The MetaServer is being told that nothing in it was acknowledged: no answer counts that comes now.
+    pub claimed: bool,
+    /// What was acknowledged at an older version is not there: nothing had been when the chunk was placed anew.
+    pub counts_from: ChunkVersion,
     /// From here on it was never written: those bytes are zeros. The chunk size where that is not known.
     pub zero_from: u64,
 }
@@ -112,8 +116,14 @@ impl Chunks {
             match self.present.get_mut(&index) {
                 Some(chunk) if chunk.location.chunk == location.chunk => chunk.location = location,
                 _ => {
-                    let made = location.blocks_4k > 0;
-                    self.present.insert(index, Chunk { location, made, zero_from: u64::from(size.bytes()) });
+                    let chunk = Chunk {
+                        made: location.blocks_4k > 0,
+                        claimed: false,
+                        counts_from: ChunkVersion(0),
+                        zero_from: u64::from(size.bytes()),
+                        location,
+                    };
+                    self.present.insert(index, chunk);
                 }
             }
         }
@@ -168,9 +178,31 @@ impl Chunks {
         }
     }
 
-    /// A write was acknowledged by every replica, on stable storage of none.
-    pub fn written(&mut self, index: ChunkIndex, blocks_4k: u32) {
+    /// Whether nothing in the chunk was ever acknowledged. If so, answers do not count until [`Chunks::unclaim`].
+    pub fn claim(&mut self, location: &ChunkLocation) -> bool {
+        let chunk = self.present.get_mut(&location.index);
+        let Some(chunk) = chunk.filter(|chunk| chunk.location.chunk == location.chunk) else { return false };
+        chunk.claimed = !chunk.made && !self.unsynced.contains(&location.index);
+        chunk.claimed
+    }
+
+    /// The MetaServer has answered, where it did.
+    pub fn unclaim(&mut self, index: ChunkIndex, answer: Option<&ChunkLocation>) {
         if let Some(chunk) = self.present.get_mut(&index) {
+            if let Some(answer) = answer.filter(|answer| answer.version > chunk.location.version) {
+                chunk.counts_from = answer.version;
+            }
+            chunk.claimed = false;
+        }
+    }
+
+    /// A write was acknowledged by every replica at this version, on stable storage of none. `false`: that does not count.
+    #[must_use]
+    pub fn written(&mut self, index: ChunkIndex, version: ChunkVersion, blocks_4k: u32) -> bool {
+        if let Some(chunk) = self.present.get_mut(&index) {
+            if chunk.claimed || version < chunk.counts_from {
+                return false;
+            }
             chunk.made = true;
             // Writes only add blocks, and their answers overtake each other.
             if chunk.location.blocks_4k < blocks_4k {
@@ -179,6 +211,7 @@ impl Chunks {
             }
         }
         self.unsynced.insert(index);
+        true
     }
 
     /// A part of the chunk was made zero on every replica; nothing else was under way.
@@ -252,6 +285,26 @@ mod tests {
         chunks.forget(2, 6);
         assert_eq!(chunks.first_unknown(0, 8), Some((2, 6)));
         assert_eq!(chunks.get(ChunkIndex(5)), None);
+    }
+
+    #[test]
+    fn a_chunk_is_claimed_for_blank_until_something_is_acknowledged_and_what_comes_meanwhile_does_not_count()
+    {
+        let (index, first, second) = (ChunkIndex(0), ChunkVersion(1), ChunkVersion(2));
+        let mut chunks = Chunks::default();
+        chunks.learn(0, 2, vec![location(0, 0), location(1, 3)], size());
+        assert!(!chunks.claim(&location(1, 3)), "it was committed");
+        assert!(!chunks.claim(&location(2, 0)), "it is not known");
+        assert!(chunks.claim(&location(0, 0)));
+        assert!(!chunks.written(index, first, 1), "the servers are deciding");
+        chunks.unclaim(index, None);
+        assert!(chunks.claim(&location(0, 0)), "it is blank still");
+        let anew = ChunkLocation { version: second, ..location(0, 0) };
+        chunks.unclaim(index, Some(&anew));
+        chunks.moved(anew.clone());
+        assert!(!chunks.written(index, first, 1), "where it is not any more");
+        assert!(chunks.written(index, second, 1));
+        assert!(!chunks.claim(&anew));
     }
 
     #[test]

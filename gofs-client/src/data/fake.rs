@@ -541,13 +541,18 @@ impl FakeCluster {
     fn new_chunk(&self, meta: &mut Meta) -> ChunkId {
         let chunk = ChunkId(meta.next_chunk);
         meta.next_chunk += 1;
+        self.place_at(meta, chunk, ChunkVersion(1));
+        chunk
+    }
+
+    /// On servers that are there.
+    fn place_at(&self, meta: &mut Meta, chunk: ChunkId, version: ChunkVersion) {
         let live = self.servers.iter().filter(|server| !server.down.load(Ordering::Relaxed));
         let mut live: Vec<ChunkServerId> = live.map(|server| server.id).collect();
         let turn = chunk.0 as usize % live.len().max(1);
         live.rotate_left(turn);
         live.truncate(2);
-        meta.replicas.insert(chunk, (ChunkVersion(1), live));
-        chunk
+        meta.replicas.insert(chunk, (version, live));
     }
 
     /// What the server knows, after all that was done without it.
@@ -595,6 +600,7 @@ impl FileMeta for FakeCluster {
         &self,
         ino: Ino,
         indexes: Vec<ChunkIndex>,
+        blank: Vec<ChunkId>,
     ) -> BoxFuture<'_, Result<Vec<ChunkLocation>, FsError>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
@@ -607,6 +613,12 @@ impl FileMeta for FakeCluster {
                     apply(&mut meta.store, &Edit { time: Timestamp::default(), op })?;
                 }
                 let chunk = meta.store.chunk(ino, index)?.ok_or(FsError::Io)?;
+                let (version, servers) = meta.replicas[&chunk.chunk].clone();
+                if blank.contains(&chunk.chunk)
+                    && servers.iter().all(|id| self.server(*id).down.load(Ordering::Relaxed))
+                {
+                    self.place_at(&mut meta, chunk.chunk, version.next());
+                }
                 out.push(self.location(&meta, index, chunk));
             }
             Ok(out)

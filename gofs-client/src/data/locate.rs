@@ -73,7 +73,13 @@ impl FileData {
         if self.has_moved(file, seen) {
             return Ok(());
         }
-        let location = match self.location_to_write(file, seen).await {
+        // A leader that has not led for long does not know where the chunk was to be, and waits for servers that may have it.
+        let blank = self.totals.change(file, |state| state.chunks.claim(seen));
+        let answer = self.location_to_write(file, seen, blank).await;
+        if blank {
+            self.totals.change(file, |state| state.chunks.unclaim(seen.index, answer.as_ref().ok()));
+        }
+        let location = match answer {
             Ok(location) => location,
             // None of its replicas is there: what is known stays, and is tried again.
             Err(FsError::Io | FsError::Busy) => return Ok(()),
@@ -88,8 +94,19 @@ impl FileData {
         Ok(())
     }
 
-    async fn location_to_write(&self, file: &File, seen: &ChunkLocation) -> Result<ChunkLocation, FsError> {
-        let found = self.meta.allocate(file.ino, vec![seen.index]).await?;
+    /// Waits until no chunk of the file is being placed.
+    pub(super) async fn placed_anew(&self, file: &File) {
+        drop(file.chunked().map.lock().await);
+    }
+
+    async fn location_to_write(
+        &self,
+        file: &File,
+        seen: &ChunkLocation,
+        blank: bool,
+    ) -> Result<ChunkLocation, FsError> {
+        let blank = if blank { vec![seen.chunk] } else { Vec::new() };
+        let found = self.meta.allocate(file.ino, vec![seen.index], blank).await?;
         let location = found.into_iter().find(|location| location.index == seen.index).ok_or(FsError::Io)?;
         if location.version != READ_ONLY || location.chunk != seen.chunk {
             return Ok(location);
@@ -151,7 +168,7 @@ impl FileData {
         file: &File,
         missing: &[ChunkIndex],
     ) -> Result<Vec<ChunkLocation>, FsError> {
-        let made = match self.meta.allocate(file.ino, missing.to_vec()).await {
+        let made = match self.meta.allocate(file.ino, missing.to_vec(), Vec::new()).await {
             Ok(made) => made,
             Err(error) => {
                 // The server may have made them all the same: it is asked before they are made again.

@@ -23,11 +23,13 @@ pub trait FileMeta: Send + Sync + 'static {
         count: u32,
     ) -> BoxFuture<'_, Result<Vec<ChunkLocation>, FsError>>;
 
-    /// Chunks at exactly these indexes, made where they are missing. Needs the Write lease.
+    /// Chunks at exactly these indexes, made where they are missing. Needs the Write lease. `blank`: those among them in which
+    /// nothing was ever acknowledged; they are placed anew where no server has them.
     fn allocate(
         &self,
         ino: Ino,
         indexes: Vec<ChunkIndex>,
+        blank: Vec<ChunkId>,
     ) -> BoxFuture<'_, Result<Vec<ChunkLocation>, FsError>>;
 
     /// Chunks for these indexes, where the server is known to have none, out of those that were reserved: the server hears

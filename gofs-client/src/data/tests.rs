@@ -70,7 +70,7 @@ fn pattern(len: usize, seed: u8) -> Vec<u8> {
 async fn a_chunk_that_nobody_has_written_is_zeros_and_is_written_where_it_is() {
     let mount = Mount::new(|_| {}).await;
     // Its author died before it wrote, or found no room.
-    let made = mount.cluster.allocate(INO, vec![ChunkIndex(0)]).await.unwrap();
+    let made = mount.cluster.allocate(INO, vec![ChunkIndex(0)], Vec::new()).await.unwrap();
     mount.truncate(100_000).await;
     mount.cluster.map_read_only.store(true, Ordering::Relaxed);
     mount.reload().await;
@@ -148,6 +148,21 @@ async fn a_replica_that_fails_is_left_out_and_the_write_goes_on() {
         mount.write(CHUNK, &pattern(20_000, 9)).await;
         mount.flush().await;
     }
+}
+
+#[tokio::test]
+async fn a_chunk_in_which_nothing_was_acknowledged_goes_elsewhere_when_its_servers_are_lost() {
+    let mount = Mount::new(|_| {}).await;
+    mount.write(0, &pattern(10_000, 1)).await;
+    mount.flush().await;
+    mount.cluster.allocate(INO, vec![ChunkIndex(1)], Vec::new()).await.unwrap();
+    let lost = mount.cluster.replicas(INO, 1);
+    lost.iter().for_each(|server| server.down.store(true, Ordering::Relaxed));
+    mount.write(CHUNK, &pattern(10_000, 2)).await;
+    mount.flush().await;
+    assert_eq!(mount.read(CHUNK, 10_000).await, pattern(10_000, 2));
+    let found = mount.cluster.replicas(INO, 1);
+    assert!(found.iter().all(|server| lost.iter().all(|lost| lost.id != server.id)));
 }
 
 #[tokio::test]

@@ -116,7 +116,7 @@ impl Core {
     }
 
     async fn unlock(&self, ino: Ino, owner: u64, start: u64, end: u64) -> Result<(), FsError> {
-        self.left_locks(ino, owner).await;
+        self.session.patiently(self.left_locks(ino, owner)).await?;
         if !self.locks.lock().holds_any(ino, owner) {
             return Ok(());
         }

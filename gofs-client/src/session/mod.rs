@@ -165,6 +165,14 @@ impl Session {
         tokio::time::timeout(time, work)
     }
 
+    /// As long as a mount waits; `Io` where a soft mount has waited long enough.
+    pub async fn patiently<F: Future>(&self, work: F) -> Result<F::Output, FsError> {
+        match self.wait {
+            Wait::Hard => Ok(work.await),
+            Wait::Soft(time) => self.bounded(time, work).await.map_err(|_| FsError::Io),
+        }
+    }
+
     /// Asks until there is an answer, over as many connections as it takes. `then` sees the reply on the
     /// link's own task, in the order of the stream, once.
     ///

@@ -129,6 +129,7 @@ pub(super) async fn allocate(
     if indexes.len() > ALLOCATE_MAX {
         return Err(Refusal::BadRequest(format!("more than {ALLOCATE_MAX} chunks at once")));
     }
+    let blank: BTreeSet<ChunkId> = request.blank.iter().copied().map(ChunkId).collect();
     let operation = member.look(vec![Need::change(ino)]).await?;
     let tree = member.tree();
     file(&tree, ino)?;
@@ -137,7 +138,12 @@ pub(super) async fn allocate(
     let mut made = Vec::new();
     for index in indexes {
         if let Some(reference) = tree.chunk(ino, index)? {
-            let location = member.term.shared.chunks.for_writing(reference.chunk).await;
+            let location = member
+                .term
+                .shared
+                .chunks
+                .for_writing(reference.chunk, blank.contains(&reference.chunk))
+                .await;
             if !matches!(location, Location::At { .. } | Location::NoChunk) {
                 return Err(busy(FsError::Busy));
             }

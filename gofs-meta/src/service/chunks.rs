@@ -13,8 +13,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait Chunks: Send + Sync + 'static {
     /// Replicas to read from.
     fn for_reading(&self, chunk: ChunkId) -> Location;
-    /// Replicas to write to.
-    fn for_writing(&self, chunk: ChunkId) -> BoxFuture<'_, Location>;
+    /// Replicas to write to. `blank`: nothing in it was ever acknowledged to whoever asks and may write it.
+    fn for_writing(&self, chunk: ChunkId, blank: bool) -> BoxFuture<'_, Location>;
     /// Servers for a new chunk, at least one.
     fn place(&self, goal: u32) -> Result<Servers, FsError>;
     /// A new chunk was committed; these servers will have it.
@@ -39,8 +39,8 @@ impl Chunks for ChunkService {
         ChunkService::for_reading(self, chunk)
     }
 
-    fn for_writing(&self, chunk: ChunkId) -> BoxFuture<'_, Location> {
-        Box::pin(ChunkService::for_writing(self, chunk))
+    fn for_writing(&self, chunk: ChunkId, blank: bool) -> BoxFuture<'_, Location> {
+        Box::pin(ChunkService::for_writing(self, chunk, blank))
     }
 
     fn place(&self, goal: u32) -> Result<Servers, FsError> {

@@ -40,7 +40,7 @@ impl Chunks for Paper {
         assert!(self.assigned.lock().contains(&chunk), "{chunk} was never assigned");
         Location::At { version: ChunkVersion(1), servers: servers() }
     }
-    fn for_writing(&self, chunk: ChunkId) -> BoxFuture<'_, Location> {
+    fn for_writing(&self, chunk: ChunkId, _: bool) -> BoxFuture<'_, Location> {
         Box::pin(async move { self.for_reading(chunk) })
     }
     fn place(&self, _: u32) -> Result<Servers, FsError> {
@@ -146,7 +146,7 @@ fn code(error: CallError) -> wire::failure::Code {
 async fn allocating_twice_gives_the_same_chunks() {
     let world = world(0).await;
     let ino = world.file().await;
-    let ask = |indexes: &[u32]| wire::Allocate { ino: ino.0, indexes: indexes.to_vec() };
+    let ask = |indexes: &[u32]| wire::Allocate { ino: ino.0, indexes: indexes.to_vec(), blank: Vec::new() };
     let first = world.call(ask(&[3, 0, 3])).await.unwrap().chunks;
     assert_eq!(first.iter().map(|chunk| chunk.index).collect::<Vec<_>>(), [0, 3]);
     let again = world.call(ask(&[0, 1, 3])).await.unwrap().chunks;
@@ -167,7 +167,7 @@ async fn allocating_twice_gives_the_same_chunks() {
 async fn what_cannot_be_allocated_says_why() {
     let world = world(0).await;
     let ino = world.file().await;
-    let ask = |ino: u64| wire::Allocate { ino, indexes: vec![0] };
+    let ask = |ino: u64| wire::Allocate { ino, indexes: vec![0], blank: Vec::new() };
     assert_eq!(code(world.call(ask(ROOT_INO.0)).await.unwrap_err()), wire::failure::Code::Fs);
     *world.paper.full.lock() = Some(FsError::Busy);
     assert_eq!(code(world.call(ask(ino.0)).await.unwrap_err()), wire::failure::Code::Retry);
@@ -221,7 +221,12 @@ async fn a_reserved_chunk_and_its_bytes_are_shown_by_one_batch() {
     assert_eq!(again[0], Some(FsError::Exists));
     assert_eq!(world.paper.assigned.lock().len(), 2, "and of those no place is remembered");
     // What the leader allocates by itself is another.
-    let own = world.call(wire::Allocate { ino: ino.0, indexes: vec![7] }).await.unwrap().chunks.remove(0);
+    let own = world
+        .call(wire::Allocate { ino: ino.0, indexes: vec![7], blank: Vec::new() })
+        .await
+        .unwrap()
+        .chunks
+        .remove(0);
     assert!(own.chunk > reserved[2].chunk);
     *world.paper.full.lock() = Some(FsError::NoSpace);
     let CallError::Refused(failure) = world.call(wire::ReserveChunks { count: 1 }).await.unwrap_err() else {
@@ -234,7 +239,12 @@ async fn a_reserved_chunk_and_its_bytes_are_shown_by_one_batch() {
 async fn a_failed_replica_is_left_out_of_ones_own_chunks_only() {
     let world = world(0).await;
     let ino = world.file().await;
-    let chunk = world.call(wire::Allocate { ino: ino.0, indexes: vec![0] }).await.unwrap().chunks.remove(0);
+    let chunk = world
+        .call(wire::Allocate { ino: ino.0, indexes: vec![0], blank: Vec::new() })
+        .await
+        .unwrap()
+        .chunks
+        .remove(0);
     let failed =
         wire::ReplicaFailed { ino: ino.0, index: 0, chunk: chunk.chunk, version: 1, servers: vec![1] };
     let moved = world.call(failed.clone()).await.unwrap().chunk.unwrap();

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use gofs_proto::cluster::admin_client::AdminClient;
-use gofs_proto::cluster::{SetDrainingRequest, TransferLeadRequest};
-use tonic::Status;
-use tonic::transport::Endpoint;
+use gofs_proto::cluster::{AddMetaRequest, RemoveMetaRequest, SetDrainingRequest, TransferLeadRequest};
+use gofs_tree::MetaServerId;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 
 use crate::cluster::run;
 use crate::plan::Plan;
@@ -18,12 +19,14 @@ pub enum Wish {
     TransferLead,
     /// That the ChunkServer at this address is emptied, or used again.
     Drain { address: String, draining: bool },
+    /// That a MetaServer, which is there and empty, takes the place of another one.
+    Replace { old: MetaServerId, new: MetaServerId, address: String },
 }
 
 /// How long one MetaServer may take.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_millis(1_000);
 /// How often all are asked.
-const ROUNDS: usize = 10;
+const ROUNDS: usize = 20;
 
 /// Asks one MetaServer after the other until one has done it, from a host that has no troubles. Gives up after a while: nobody may
 /// lead.
@@ -31,27 +34,65 @@ pub fn ask(plan: &Plan, wish: Wish) {
     let metas = plan.meta_addresses();
     world::spawn_on(plan.client_host(plan.clients), "admin", move || {
         run(async {
-            for _ in 0..ROUNDS {
-                for meta in &metas {
-                    if let Ok(Ok(())) = tokio::time::timeout(PATIENCE, ask_one(meta, &wish)).await {
-                        return;
-                    }
+            match wish {
+                Wish::TransferLead => {
+                    until_done(&metas, async |mut admin| {
+                        admin.transfer_lead(TransferLeadRequest::default()).await.map(|_| true)
+                    })
+                    .await;
                 }
-                tokio::time::sleep(PATIENCE).await;
+                Wish::Drain { address, draining } => {
+                    until_done(&metas, async |mut admin| {
+                        let address = address.clone();
+                        let request = SetDrainingRequest { server: 0, address, draining };
+                        admin.set_draining(request).await.map(|_| true)
+                    })
+                    .await;
+                }
+                Wish::Replace { old, new, address } => replace(metas, old, new, address).await,
             }
         });
     });
 }
 
-async fn ask_one(meta: &str, wish: &Wish) -> Result<(), Status> {
-    let endpoint = Endpoint::from_shared(format!("http://{meta}")).expect("an address");
-    let channel = endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;
-    let mut admin = AdminClient::new(channel);
-    match wish.clone() {
-        Wish::TransferLead => admin.transfer_lead(TransferLeadRequest::default()).await.map(|_| ()),
-        Wish::Drain { address, draining } => {
-            let request = SetDrainingRequest { server: 0, address, draining };
-            admin.set_draining(request).await.map(|_| ())
-        }
+async fn replace(mut metas: Vec<String>, old: MetaServerId, new: MetaServerId, address: String) {
+    let added = until_done(&metas, async |mut admin| {
+        let request = AddMetaRequest { id: new.0, address: address.clone() };
+        Ok(admin.add_meta(request).await?.into_inner().voter)
+    });
+    if !added.await {
+        return;
     }
+    metas.push(address);
+    until_done(&metas, async |mut admin| match admin.remove_meta(RemoveMetaRequest { id: old.0 }).await {
+        Ok(_) => Ok(true),
+        // Asked before, and done although the answer was lost; or not possible now.
+        Err(status) => {
+            Ok(status.code() == Code::FailedPrecondition && status.message().contains("is a member; see"))
+        }
+    })
+    .await;
+}
+
+/// Whether one of them did it.
+async fn until_done(
+    metas: &[String],
+    call: impl AsyncFn(AdminClient<Channel>) -> Result<bool, Status>,
+) -> bool {
+    for _ in 0..ROUNDS {
+        for meta in metas {
+            let asked = async {
+                let endpoint = Endpoint::from_shared(format!("http://{meta}")).expect("an address");
+                match endpoint.connect().await {
+                    Ok(channel) => call(AdminClient::new(channel)).await.is_ok_and(|done| done),
+                    Err(_) => false,
+                }
+            };
+            if tokio::time::timeout(PATIENCE, asked).await == Ok(true) {
+                return true;
+            }
+        }
+        tokio::time::sleep(PATIENCE / 4).await;
+    }
+    false
 }

@@ -68,7 +68,9 @@ pub fn start_meta(plan: &Plan, at: usize) -> Process<Arc<MetaGroup>> {
     let host = plan.meta_host(at);
     let mut config =
         gofs_meta::Config::new(MetaServerId(at as u64 + 1), plan.meta_address(at), plan.directory(host));
-    if plan.metas > 1 {
+    if at >= plan.metas {
+        config.join = plan.meta_addresses();
+    } else if plan.metas > 1 {
         let all = plan.meta_addresses().into_iter().enumerate();
         config.peers = all.map(|(at, address)| (MetaServerId(at as u64 + 1), address)).collect();
     }
@@ -104,7 +106,10 @@ pub fn start_meta(plan: &Plan, at: usize) -> Process<Arc<MetaGroup>> {
                 Ok(server) => {
                     own.set(Some(server.group().clone()));
                     let naming = tokio::spawn(make_namespace(server.group().clone(), namespace));
-                    own.stop.notified().await;
+                    tokio::select! {
+                        () = own.stop.notified() => {}
+                        () = server.removed() => {}
+                    }
                     naming.abort();
                     own.set(None);
                     server.shutdown().await;

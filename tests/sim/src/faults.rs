@@ -10,6 +10,7 @@ use crate::report;
 use crate::world::{self, Cut, HostId, MILLI_NS, SECOND_NS, Weather};
 use gofs_client::Client;
 use gofs_meta::group::MetaGroup;
+use gofs_tree::MetaServerId;
 use std::sync::Arc;
 
 /// Everything that runs.
@@ -19,6 +20,8 @@ pub struct Cluster {
     pub metas: Vec<Process<Arc<MetaGroup>>>,
     pub chunks: Vec<Process<()>>,
     pub clients: Vec<Process<Arc<Client>>>,
+    /// The MetaServer whose place another one takes: it is not started again.
+    pub replaced: Option<usize>,
 }
 
 /// What is to be repaired.
@@ -71,6 +74,7 @@ impl Faults {
         for (_, repair) in due {
             tracing::info!(?repair, "repair");
             let host = match repair {
+                Repair::StartMeta(at) if cluster.replaced == Some(at) => Some(cluster.plan.meta_host(at)),
                 Repair::StartMeta(at) => {
                     world::with(|world| world.power_on(cluster.plan.meta_host(at)));
                     cluster.metas[at] = cluster::start_meta(&cluster.plan, at);
@@ -134,7 +138,7 @@ impl Faults {
                 self.later(300, 3_000, Repair::Clear);
             }
             12 | 13 => {
-                let host = HostId(self.rng.random_range(1..plan.hosts()));
+                let host = HostId(self.rng.random_range(1..plan.hosts() - 1));
                 let hours = self.rng.random_range(-3..=3);
                 world::with(|world| world.shift_wall(host, hours * 3_600 * SECOND_NS as i64));
             }
@@ -179,7 +183,16 @@ impl Faults {
         if !self.may(host, |host| host.0 <= metas, most) {
             return;
         }
-        match self.rng.random_range(0..5) {
+        match self.rng.random_range(0..6) {
+            5 if metas > 1 && cluster.replaced.is_none() => {
+                tracing::info!(host = host.0, "MetaServer is replaced");
+                self.troubled.pop();
+                cluster.replaced = Some(at);
+                cluster.metas.push(cluster::start_meta(plan, metas));
+                let (old, new) = (MetaServerId(at as u64 + 1), MetaServerId(metas as u64 + 1));
+                let address = plan.meta_address(metas).to_string();
+                admin::ask(plan, Wish::Replace { old, new, address });
+            }
             4 => {
                 tracing::info!("the lead is given away");
                 self.troubled.pop();
@@ -260,7 +273,7 @@ impl Faults {
 
     fn net(&mut self, plan: &Plan) {
         let hosts = plan.hosts();
-        let one = HostId(self.rng.random_range(1..hosts));
+        let one = HostId(self.rng.random_range(1..hosts - 1));
         let both = self.rng.random_range(0..3) > 0;
         tracing::info!(host = one.0, both, "the net is cut");
         let far = self.rng.random_range(0..4) == 0;

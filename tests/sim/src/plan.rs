@@ -122,9 +122,9 @@ impl Plan {
         Sabotage { syncs_lie: self.broken == Break::Syncs, clocks_drag: self.broken == Break::Clocks }
     }
 
-    /// A MetaServer's host, from 0.
+    /// A MetaServer's host, from 0; the one behind those that the cluster begins with takes the place of one of them.
     pub fn meta_host(&self, at: usize) -> HostId {
-        HostId(1 + at)
+        HostId(if at < self.metas { 1 + at } else { self.hosts() })
     }
 
     /// A ChunkServer's.
@@ -139,7 +139,7 @@ impl Plan {
 
     /// All hosts.
     pub fn hosts(&self) -> usize {
-        self.metas + self.chunks + self.clients + 1
+        self.metas + self.chunks + self.clients + 2
     }
 
     /// Where a MetaServer is.
@@ -152,7 +152,7 @@ impl Plan {
         SocketAddrV4::new(self.chunk_host(at).ip(), 7470).into()
     }
 
-    /// Where MetaServers are.
+    /// Where the MetaServers are that the cluster begins with.
     pub fn meta_addresses(&self) -> Vec<String> {
         (0..self.metas).map(|at| self.meta_address(at).to_string()).collect()
     }

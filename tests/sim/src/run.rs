@@ -43,6 +43,7 @@ pub fn run(plan: Plan) -> ! {
         clients: (0..plan.clients).map(|at| crew.start(at)).collect(),
         crew,
         plan,
+        replaced: None,
     };
     let works = |cluster: &Cluster| cluster.clients.iter().all(|client| client.state.running().is_some());
     if wait_until(&cluster, BEGIN_MS, works) {
@@ -78,7 +79,8 @@ fn look(cluster: &Cluster) {
 }
 
 fn running_metas(cluster: &Cluster) -> Vec<Arc<MetaGroup>> {
-    cluster.metas.iter().filter_map(|process| process.state.running()).collect()
+    let all = cluster.metas.iter().enumerate().filter(|(at, _)| cluster.replaced != Some(*at));
+    all.filter_map(|(_, process)| process.state.running()).collect()
 }
 
 /// Faults, while the clients work.

@@ -166,7 +166,7 @@ impl World {
         self.state.chunks.writing(span.index, u64::from(end));
         self.server.chunk_mut(span.index).unwrap()[span.offset.0 as usize..end as usize]
             .copy_from_slice(bytes);
-        self.state.chunks.written(span.index, end.div_ceil(4096));
+        assert!(self.state.chunks.written(span.index, ChunkVersion(1), end.div_ceil(4096)));
     }
 
     /// Writes a plan, all of it or the first `part` runs.

@@ -35,7 +35,7 @@ impl ChunkService {
                 return self.leave_out(&changing, &record, failed).await;
             }
         }
-        match self.for_writing(chunk).await {
+        match self.for_writing(chunk, false).await {
             Location::At { version, servers } => Ok((version, servers)),
             Location::Wait | Location::Unwritten | Location::Absent { may_return: true } => {
                 Err(FsError::Busy)
@@ -59,6 +59,8 @@ impl ChunkService {
             Changed::NoSurvivor if unseen && self.someone_lacks(chunk, failed) => {
                 changing.place_anew(record, failed).await
             }
+            // Servers have not had the time to say what they have.
+            Changed::NoSurvivor if !self.is_settled() => Err(FsError::Busy),
             Changed::NoSurvivor if self.others_exist(chunk, record.version, failed) => Err(FsError::Busy),
             Changed::NoSurvivor => {
                 tracing::error!(chunk = chunk.0, ?failed, "no replica of a chunk is left to write to");

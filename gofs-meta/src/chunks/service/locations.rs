@@ -37,8 +37,9 @@ impl ChunkService {
 
     /// Replicas to write to. Where some that may hold the version are away it is raised on the others
     /// first, so that those away cannot come back as current without the write. An old chunk
-    /// that nobody ever wrote and nobody has is placed anew. [`Location::Wait`]: answer RETRY.
-    pub async fn for_writing(&self, chunk: ChunkId) -> Location {
+    /// that nobody ever wrote and nobody has is placed anew; where it is `blank`, also if a server that is away may have it: nothing in
+    /// it was ever acknowledged to the one session that may write it. [`Location::Wait`]: answer RETRY.
+    pub async fn for_writing(&self, chunk: ChunkId, blank: bool) -> Location {
         let Some(record) = self.record(chunk) else { return Location::NoChunk };
         let write = {
             let leader = self.leader.lock();
@@ -62,7 +63,10 @@ impl ChunkService {
                 }
             }
             Write::There(location) => match self.or_unwritten(location, &record) {
-                Location::Unwritten => {
+                Location::Absent { may_return: true } if !(blank && self.is_unwritten(&record)) => {
+                    Location::Absent { may_return: true }
+                }
+                Location::Unwritten | Location::Absent { may_return: true } => {
                     let Some(changing) = Changing::begin(self, chunk) else { return Location::Wait };
                     match changing.place_anew(&record, &[]).await {
                         Ok((version, servers)) => Location::At { version, servers },

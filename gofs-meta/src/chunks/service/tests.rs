@@ -424,14 +424,49 @@ async fn a_new_leader_waits_for_servers_and_then_finds_everything() {
         || matches!(meta.chunks.for_reading(chunk), Location::At { servers, .. } if servers.len() == 2),
     )
     .await;
-    let Location::At { version, .. } = meta.chunks.for_writing(chunk).await else { panic!() };
+    let Location::At { version, .. } = meta.chunks.for_writing(chunk, false).await else { panic!() };
     assert_eq!(version, ChunkVersion(1), "all holders are back: nothing needs to move");
 
     let gone = back.pop().unwrap();
     drop(gone);
     until("one is dead", || meta.chunks.servers().iter().filter(|server| server.alive).count() == 1).await;
-    let Location::At { version, servers } = meta.chunks.for_writing(chunk).await else { panic!() };
+    let Location::At { version, servers } = meta.chunks.for_writing(chunk, false).await else { panic!() };
     assert!(version > ChunkVersion(1) && servers.len() == 1, "the dead one is left behind before the write");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_leader_places_a_chunk_anew_that_its_writer_calls_blank_although_a_server_is_lost() {
+    let mut meta = Meta::start().await;
+    let servers = fakes(&meta, 1..=3).await;
+    meta.make_file(2).await;
+    let written = meta.write_chunk(0, 1, &servers).await;
+    let holder = servers.iter().find(|server| server.version(written).is_some()).unwrap().id;
+    // Placed where the other one is that will be lost, and written by nobody.
+    let (chunk, version) = (ChunkId(2), ChunkVersion(1));
+    meta.one.edit(EditOp::AddChunk { ino: FILE, index: ChunkIndex(1), chunk }).await;
+    let other = servers.iter().find(|server| server.id != holder).unwrap().id;
+    meta.chunks.assigned(chunk, version, &[holder, other]);
+    let held: Vec<_> = servers.iter().map(|server| (server.id, server.held.clone())).collect();
+    drop(servers);
+    meta.restart().await;
+    let failed = meta.chunks.replica_failed(chunk, version, &[holder]).await;
+    assert_eq!(failed, Err(gofs_tree::FsError::Busy), "nobody had time to report");
+    let mut back = Vec::new();
+    for (id, held) in held.into_iter().filter(|(id, _)| *id != holder) {
+        back.push(Fake::start(&meta, id.0, held, meta.cluster()).await.unwrap());
+    }
+    until("servers had their time", || meta.chunks.is_settled()).await;
+    let may_return = Location::Absent { may_return: true };
+    assert_eq!(
+        meta.chunks.for_writing(chunk, false).await,
+        may_return,
+        "it may have bytes that were acknowledged"
+    );
+    assert_eq!(meta.chunks.for_writing(written, true).await, may_return, "it has bytes that were committed");
+    let Location::At { version: anew, servers } = meta.chunks.for_writing(chunk, true).await else {
+        panic!()
+    };
+    assert!(anew > version && servers.iter().all(|(server, _)| *server != holder), "{servers:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -474,10 +509,10 @@ async fn written_while_a_disk_is_away(new_leader: bool) {
     })
     .await;
     // No pause: the planner must not be what saves the bytes.
-    let mut location = meta.chunks.for_writing(chunk).await;
+    let mut location = meta.chunks.for_writing(chunk, false).await;
     while location == Location::Wait {
         tokio::time::sleep(Duration::from_millis(5)).await;
-        location = meta.chunks.for_writing(chunk).await;
+        location = meta.chunks.for_writing(chunk, false).await;
     }
     let Location::At { version, .. } = location else { panic!("{location:?}") };
     assert!(version > old.0, "the version of the replica that is away is written again");
