@@ -188,7 +188,7 @@ impl Chunks {
 
     /// The MetaServer has answered, where it did.
     pub fn unclaim(&mut self, index: ChunkIndex, answer: Option<&ChunkLocation>) {
-        if let Some(chunk) = self.present.get_mut(&index) {
+        if let Some(chunk) = self.present.get_mut(&index).filter(|chunk| chunk.claimed) {
             if let Some(answer) = answer.filter(|answer| answer.version > chunk.location.version) {
                 chunk.counts_from = answer.version;
             }

@@ -13,6 +13,20 @@ const PAGE: u64 = 4096;
 /// Version of a location that is good for reading only: some replica that may be current is away.
 pub(super) const READ_ONLY: ChunkVersion = ChunkVersion(0);
 
+/// A chunk is called blank. Ends when it is dropped, also where nobody waits for the answer any more.
+struct Claim<'a> {
+    data: &'a FileData,
+    file: &'a File,
+    index: ChunkIndex,
+    answer: Option<ChunkLocation>,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.data.totals.change(self.file, |state| state.chunks.unclaim(self.index, self.answer.as_ref()));
+    }
+}
+
 impl FileData {
     /// Asks the server for whatever is not known of the chunks in `[first, end)`.
     pub(super) async fn learn(&self, file: &File, first: u64, end: u64) -> Result<(), FsError> {
@@ -75,10 +89,10 @@ impl FileData {
         }
         // A leader that has not led for long does not know where the chunk was to be, and waits for servers that may have it.
         let blank = self.totals.change(file, |state| state.chunks.claim(seen));
+        let mut claim = Claim { data: self, file, index: seen.index, answer: None };
         let answer = self.location_to_write(file, seen, blank).await;
-        if blank {
-            self.totals.change(file, |state| state.chunks.unclaim(seen.index, answer.as_ref().ok()));
-        }
+        claim.answer = answer.as_ref().ok().cloned();
+        drop(claim);
         let location = match answer {
             Ok(location) => location,
             // None of its replicas is there: what is known stays, and is tried again.
