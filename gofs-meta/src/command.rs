@@ -313,9 +313,14 @@ pub enum Command {
 /// What applying a command answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CommandOutcome {
-    /// One result for each edit. Fewer: the next one does not fit into the quota, but would if other slices of it were given
-    /// back; nothing of it is recorded.
-    Edits(Vec<Result<Outcome, FsError>>),
+    /// What became of edits.
+    Edits {
+        /// One for each edit. Fewer: the next one does not fit into the quota, but would if other slices of it were given
+        /// back; nothing of it is recorded.
+        results: Vec<Result<Outcome, FsError>>,
+        /// Of some the result is the recorded one of an earlier time: the tree may have changed since.
+        repeated: bool,
+    },
     /// What the session was given of the quota, since it began.
     Delegated(Usage),
     /// The session that was opened.

@@ -51,7 +51,7 @@ impl GroupOfOne {
             edits: vec![Edit { time: Timestamp::new(1, 0), op }],
         };
         match self.group.propose(command).await.unwrap() {
-            CommandOutcome::Edits(results) => assert!(results[0].is_ok(), "{results:?}"),
+            CommandOutcome::Edits { results, .. } => assert!(results[0].is_ok(), "{results:?}"),
             other => panic!("{other:?}"),
         }
     }

@@ -151,10 +151,12 @@ impl Core {
     pub fn hello(&self) -> Hello {
         let identity = self.identity.lock().clone();
         let table = self.table.lock();
+        // What was made here is held here from then on, also where the answer that says so was lost.
+        let made = self.log.lock().making().filter_map(|ino| table.held_own(ino)).collect::<Vec<_>>();
         Hello {
             session: identity.session.0,
             token: identity.token,
-            leases: table.held().into_iter().map(Into::into).collect(),
+            leases: table.held().into_iter().chain(made).map(Into::into).collect(),
             opens: table.registered_opens().into_iter().map(|ino| ino.0).collect(),
             locks: self
                 .locks

@@ -217,6 +217,12 @@ impl LeaseTable {
         }
     }
 
+    /// The lease on an inode that is held only because it was made here.
+    pub fn held_own(&self, ino: Ino) -> Option<Grant> {
+        let mode = self.mode(ino).filter(|_| self.is_own(ino))?;
+        Some(Grant { ino, mode, epoch: OWN_EPOCH })
+    }
+
     /// Whether the inode is held only because it was made here.
     pub fn is_own(&self, ino: Ino) -> bool {
         self.inodes.get(&ino).and_then(|entry| entry.lease).is_some_and(|lease| lease.epoch == OWN_EPOCH)

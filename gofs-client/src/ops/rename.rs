@@ -21,13 +21,6 @@ impl Client {
         flags: RenameFlags,
     ) -> Result<(), FsError> {
         let removal = self.begin_removal(new_parent, new_name, !flags.exchange).await?;
-        let (moved, replaced) = {
-            let now = BootTime::now();
-            let mut table = self.core.table.lock();
-            let absent = table.is_absent(new_parent, new_name, now);
-            let replaced = table.entry(new_parent, new_name, now);
-            (table.entry(parent, name, now), if absent { Some(None) } else { replaced.map(Some) })
-        };
         let op = EditOp::Rename {
             parent,
             name: name.clone(),
@@ -41,6 +34,12 @@ impl Client {
         let gone = self
             .core
             .edit(op, hints, move |core, table, outcome, nodes| {
+                // As it is at the answer: what others change before that is recalled.
+                let now = BootTime::now();
+                let moved = table.entry(parent, &name, now);
+                let absent = table.is_absent(new_parent, &new_name, now);
+                let replaced = table.entry(new_parent, &new_name, now);
+                let replaced = if absent { Some(None) } else { replaced.map(Some) };
                 let node = Core::node_of(nodes, outcome.ino);
                 let entry = node.map(|node| DirEntry { ino: outcome.ino, file_type: node.attr.file_type });
                 // Two names of one inode both stay where they are; so what the new name named must be known.

@@ -177,6 +177,11 @@ impl EditLog {
         batch
     }
 
+    /// What the batch on its way makes.
+    pub fn making(&self) -> impl Iterator<Item = Ino> {
+        self.on_its_way.iter().filter_map(|edit| edit.made)
+    }
+
     /// The batch was answered: its edits.
     pub fn end_batch(&mut self) -> Vec<Logged> {
         let batch = std::mem::take(&mut self.on_its_way);

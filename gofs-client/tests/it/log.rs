@@ -233,7 +233,8 @@ async fn a_batch_is_sent_again_over_a_new_connection_and_happens_once() {
     assert_eq!(applied.iter().filter(|edit| *edit == "create a").count(), 1, "{applied:?}");
     let hello = fake.hellos().pop().unwrap();
     assert!(hello.leases.iter().any(|lease| lease.ino == dir.0));
-    assert!(!hello.leases.iter().any(|lease| lease.ino == attr.ino.0), "the servers were not heard of it");
+    let own = hello.leases.iter().find(|lease| lease.ino == attr.ino.0).unwrap();
+    assert_eq!((own.mode(), own.epoch), (wire::Mode::Write, 0), "nothing was heard of its lease");
     assert_eq!(fake.bytes_of(attr.ino), b"abc");
     assert!(client.getattr(attr.ino).now_or_never().is_some(), "held under the lease of the second answer");
 }

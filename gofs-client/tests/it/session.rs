@@ -10,7 +10,9 @@ use gofs_proto::kind::Request as _;
 use gofs_proto::session as wire;
 use gofs_proto::session::Failure;
 use gofs_proto::session::failure::Code;
-use gofs_tree::{Attr, AttrChange, FsError, Ino, LeaseMode, Mode, NewNode, ROOT_INO};
+use gofs_tree::{
+    Attr, AttrChange, FsError, Ino, LeaseMode, Mode, NewNode, ROOT_INO, RenameFlags,
+};
 
 const RW: OpenFlags =
     OpenFlags { read: true, write: true, append: false, truncate: false, direct: false, sync: false };
@@ -564,6 +566,28 @@ async fn renames_move_names_in_the_cache() {
     for text in ["b", "c"] {
         assert_eq!(client.lookup(ROOT_INO, &name(text)).await.unwrap().value.unwrap().ino, a.ino, "{text}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_are_exchanged_as_they_are_then_and_not_as_they_were_known_before() {
+    let fake = Fake::start().await;
+    let (client, _) = fake.mount().await;
+    make(&client, "a").await;
+    make(&client, "b").await;
+    let asked = fake.count("Edits");
+    fake.next::<wire::Edits>(Act::Ignore);
+    let mover = client.clone();
+    let exchange = RenameFlags { exchange: true, ..RenameFlags::default() };
+    let moving =
+        tokio::spawn(async move { mover.rename(ROOT_INO, &name("a"), ROOT_INO, &name("b"), exchange).await });
+    fake.until(|fake| fake.count("Edits") > asked).await;
+    let epoch = fake.lease(ROOT_INO).unwrap().epoch.0;
+    fake.recall(ROOT_INO, epoch, None, &["b"]).await;
+    fake.remove_file("b");
+    let other = fake.put_file("b", b"");
+    fake.drop_connection();
+    moving.await.unwrap().unwrap();
+    assert_eq!(client.lookup(ROOT_INO, &name("a")).await.unwrap().value.unwrap().ino, other);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

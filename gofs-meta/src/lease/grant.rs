@@ -57,15 +57,25 @@ impl LeaseTable {
         self.inodes.get(&ino)?.running.get(&id).copied()
     }
 
-    /// Grants a lease on an inode that the operation has made, or had made when it ran before: then others may know it.
-    pub fn grant_new(&mut self, id: OpId, ino: Ino, mode: LeaseMode) -> Option<Grant> {
-        let op = self.ops.get(&id).filter(|op| op.running)?;
-        let Some(entry) = self.inodes.get(&ino) else { return self.put(id, ino, mode) };
-        if entry.running.contains_key(&id) {
-            return self.grant(id, ino, mode);
+    /// Grants Write on an inode that the operation is making: nobody else knows it yet.
+    pub fn grant_new(&mut self, id: OpId, ino: Ino) -> Option<Grant> {
+        self.ops.get(&id).filter(|op| op.running)?;
+        self.put(id, ino, LeaseMode::Write)
+    }
+
+    /// Tells the session of a Write lease that it was granted by [`LeaseTable::grant_new`] before it could know of it, and
+    /// holds still: also where that is wanted back, since what it has made it gives back only when it knows.
+    pub fn confirm_new(&self, id: OpId, ino: Ino) -> Option<Grant> {
+        let session = self.ops.get(&id)?.session;
+        let lease = self.inodes.get(&ino)?.leases.get(&session)?;
+        (lease.mode == LeaseMode::Write).then_some(Grant { ino, mode: lease.mode, epoch: lease.epoch })
+    }
+
+    /// The operation did not make it after all.
+    pub fn take_back_new(&mut self, id: OpId, ino: Ino) {
+        if let Some(session) = self.ops.get(&id).map(|op| op.session) {
+            self.drop_lease(session, ino);
         }
-        let free = entry.running.is_empty() && entry.leases.keys().all(|&holder| holder == op.session);
-        free.then(|| self.put(id, ino, mode))?
     }
 
     /// Confirms the lease that the session holds anyway, if it may still cache under it.

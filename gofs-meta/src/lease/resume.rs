@@ -7,7 +7,7 @@ use gofs_tree::{Ino, LeaseEpoch, LeaseMode, SessionId};
 use super::table::{Lease, LeaseTable};
 use super::{Effect, Now};
 
-/// A lease as its holder remembers it.
+/// A lease as its holder remembers it. Epoch 0: on an inode of its own making, of which it was not told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeldLease {
     /// Which inode.
@@ -100,12 +100,13 @@ impl LeaseTable {
             self.tidy(held.ino);
             return false;
         }
-        entry.leases.insert(session, Lease { mode: held.mode, epoch: held.epoch });
+        let epoch = if held.epoch == LeaseEpoch(0) { self.next_epoch } else { held.epoch };
+        entry.leases.insert(session, Lease { mode: held.mode, epoch });
         if let Some(holdings) = self.sessions.get_mut(&session) {
             holdings.leases.insert(held.ino);
         }
-        if self.next_epoch <= held.epoch && held.epoch.0 < u64::MAX / 2 {
-            self.next_epoch = held.epoch.next();
+        if self.next_epoch <= epoch && epoch.0 < u64::MAX / 2 {
+            self.next_epoch = epoch.next();
         }
         true
     }

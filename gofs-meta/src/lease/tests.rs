@@ -329,17 +329,42 @@ fn the_only_session_gets_what_it_looks_at_for_itself() {
 }
 
 #[test]
-fn what_an_operation_made_is_its_sessions_unless_others_know_it() {
+fn what_an_operation_makes_is_its_sessions_from_before_its_answer_and_is_confirmed_as_long_as_it_is() {
     let mut table = table();
     let (op, _) = begin(&mut table, A, vec![Need::change(DIR)]);
-    let made = table.grant_new(op, FILE, LeaseMode::Write);
+    let made = table.grant_new(op, FILE);
     assert_eq!(made.map(|g| g.mode), Some(LeaseMode::Write));
-    assert_eq!(table.grant_new(op, FILE, LeaseMode::Write), made, "again, as when the answer was lost");
-    assert_eq!(table.grant_new(op, DIR, LeaseMode::Write).map(|g| g.mode), Some(LeaseMode::Write));
-    hold(&mut table, B, Ino(11), LeaseMode::Read);
-    assert_eq!(table.grant_new(op, Ino(11), LeaseMode::Write), None);
-    begin(&mut table, B, vec![Need::read(Ino(12))]);
-    assert_eq!(table.grant_new(op, Ino(12), LeaseMode::Write), None, "it is being looked at");
+    hold(&mut table, B, Ino(11), LeaseMode::Write);
+    assert_eq!(table.grant_new(op, Ino(11)), None, "another session's");
+    table.end(T0, op);
+    // The answer was lost. Others wait, and A learns what it has though that is wanted back.
+    let (look, effects) = begin(&mut table, B, vec![Need::read(FILE)]);
+    let recall = recalls(&effects).remove(0);
+    let (op, _) = begin(&mut table, A, vec![Need::change(DIR)]);
+    assert_eq!(table.confirm_new(op, FILE), made);
+    assert_eq!(table.acknowledge(T0, recall.id, false), [Effect::Run(look)]);
+    assert_eq!(table.confirm_new(op, FILE), None, "B may have changed it");
+    table.grant_new(op, Ino(12));
+    table.take_back_new(op, Ino(12));
+    table.take_back_new(op, Ino(11));
+    assert_eq!((table.leases_on(Ino(12)).len(), table.leases_on(Ino(11)).len()), (0, 1));
+}
+
+#[test]
+fn what_a_session_has_made_without_knowing_its_epoch_is_its_own_when_it_is_back() {
+    let mut table = table();
+    let own = [HeldLease { ino: FILE, mode: LeaseMode::Write, epoch: LeaseEpoch(0) }];
+    let (op, _) = begin(&mut table, A, vec![Need::change(DIR)]);
+    let made = table.grant_new(op, FILE);
+    assert_eq!(table.resume(T0, A, &own, &[].into(), false).0, []);
+    assert_eq!(table.confirm_new(op, FILE), made);
+    table.end(T0, op);
+    // Another leader gives it an epoch.
+    let mut table = self::table();
+    assert_eq!(table.resume(T0, A, &own, &[].into(), true).0, []);
+    let (op, _) = begin(&mut table, A, vec![Need::change(DIR)]);
+    assert!(table.confirm_new(op, FILE).is_some_and(|grant| grant.epoch > LeaseEpoch(0)));
+    assert_eq!(table.resume(T0, B, &own, &[].into(), false).0, [FILE]);
 }
 
 #[test]

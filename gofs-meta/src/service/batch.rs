@@ -2,6 +2,9 @@
 //!
 //! All of them are one operation of the lease table. A batch that comes again, because its answer was lost, is
 //! answered from the session's record; what the answer shows besides is made anew.
+//!
+//! What a batch makes its author holds under Write from before it was sent. So the lease is in the table before the edit is
+//! committed, and whoever wants what was made waits for its author, wherever the answer is.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,6 +19,7 @@ use super::operation::Operation;
 use super::plan::{Meaning, Numbers, Plan};
 use super::{AGAIN_MAX, Refusal, chunk_map, slices};
 use crate::command::{Command, CommandOutcome};
+use crate::state::TreeView;
 
 /// Most edits of one batch: enough to make its commit's cost small for each, few enough that others do not wait long
 /// for its turn to end, and that its answer (a few hundred bytes for each edit) is far below a frame's bound.
@@ -43,7 +47,10 @@ pub(super) async fn serve(
         for &ino in &shown.orphans {
             grants.leases.register_open(member.session, ino);
         }
-        let granted = shown.made.iter().filter_map(|&ino| grants.made(ino)).collect();
+        for &ino in &shown.unmade {
+            grants.not_made(ino);
+        }
+        let granted = shown.made.iter().filter_map(|&ino| grants.confirm_made(ino)).collect();
         answer.send(&wire::BatchReply { results: shown.results(&edits, &results), grants: granted });
     });
     Ok(())
@@ -51,6 +58,19 @@ pub(super) async fn serve(
 
 fn plan(member: &Member, edits: &[Edit]) -> Result<Plan, Refusal> {
     edits::plan(member, edits, Numbers::ChosenByAuthor)
+}
+
+/// What the edits make that is not there (yet).
+fn unmade(tree: &TreeView, edits: &[Edit]) -> Result<Vec<Ino>, FsError> {
+    let mut unmade = Vec::new();
+    for edit in edits {
+        if let EditOp::Create { ino, .. } = edit.op
+            && tree.inode(ino)?.is_none()
+        {
+            unmade.push(ino);
+        }
+    }
+    Ok(unmade)
 }
 
 /// Waits for the turn of all edits, and plans them for the tree as it is then.
@@ -91,6 +111,7 @@ async fn commit(
     edits: &[Edit],
 ) -> Result<(Operation, Results), Refusal> {
     let (mut operation, mut plan) = begin(member, edits).await?;
+    operation.makes(unmade(&member.tree(), edits)?);
     let mut results = Results::with_capacity(edits.len());
     while results.len() < edits.len() {
         let part = fill_in(&operation, &edits[results.len()..], &plan.removes);
@@ -98,13 +119,13 @@ async fn commit(
         let first_seq = EditSeq(sequence.first.0.saturating_add(results.len() as u64));
         let command = Command::Batch { session, first_seq, answered: sequence.answered, edits: part };
         match member.term.shared.group.propose(command).await {
-            Ok(CommandOutcome::Edits(part)) if part.len() == count => {
+            Ok(CommandOutcome::Edits { results: part, .. }) if part.len() == count => {
                 results.extend(part);
                 if results.len() < edits.len() {
                     plan = self::plan(member, &edits[results.len()..])?;
                 }
             }
-            Ok(CommandOutcome::Edits(part)) if part.len() < count => {
+            Ok(CommandOutcome::Edits { results: part, .. }) if part.len() < count => {
                 results.extend(part);
                 // Whoever has the slices may need these inodes first.
                 drop(operation);
@@ -148,6 +169,8 @@ fn fill_in(operation: &Operation, edits: &[Edit], removes: &[Meaning]) -> Vec<Ed
 struct Shown {
     /// Made by the batch and still there.
     made: Vec<Ino>,
+    /// Not made, or removed since.
+    unmade: Vec<Ino>,
     /// Removed for good.
     gone: Vec<Ino>,
     /// Removed, but the author has them open.
@@ -161,7 +184,7 @@ struct Shown {
 impl Shown {
     fn read(member: &Member, edits: &[Edit], results: &Results) -> Result<Shown, Refusal> {
         let tree = member.tree();
-        let mut shown = Shown::default();
+        let mut shown = Shown { unmade: unmade(&tree, edits)?, ..Shown::default() };
         let mut removed: BTreeSet<Ino> = BTreeSet::new();
         for (edit, result) in edits.iter().zip(results) {
             if let Some(ino) = content_of(&edit.op)

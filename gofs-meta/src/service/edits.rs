@@ -1,5 +1,6 @@
 //! Edits: changes of the tree, each under the leases that it needs, committed through the EditLog.
 
+use std::collections::BTreeSet;
 use std::slice;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -35,16 +36,27 @@ struct Opens {
 enum Showing {
     /// A directory whose entries changed: a lease that is held stays.
     Directory,
-    /// What the edit was about, with the least that the session gets.
-    Subject(LeaseMode),
+    /// What the edit was about.
+    Subject,
     /// What the edit made.
     New,
+}
+
+/// What is known of an edit besides its outcome.
+struct Asked {
+    /// Of the inode that it makes.
+    new: Option<FileType>,
+    opens: Opens,
+    /// The outcome is the recorded one of an earlier time.
+    repeated: bool,
 }
 
 /// An edit that was committed, and what its reply shows.
 struct Done {
     operation: Operation,
     outcome: Outcome,
+    /// The outcome is the recorded one.
+    repeated: bool,
     nodes: Vec<(Ino, Showing, wire::Node)>,
     /// The inode that was removed for good.
     gone: Option<Ino>,
@@ -109,13 +121,12 @@ async fn run(
             continue;
         }
         let edit = fill_in(member, &operation, &edit, &plan, opens)?;
-        let chosen = if let EditOp::Create { ino, .. } = &edit.op { Some(*ino) } else { None };
         let new = if let EditOp::Create { node, .. } = &edit.op { Some(node.file_type()) } else { None };
         let session = member.session;
         let command = Command::Edits { session, first_seq: seq, answered, edits: vec![edit] };
-        let outcome = match member.term.shared.group.propose(command).await {
-            Ok(CommandOutcome::Edits(results)) => match results.into_iter().next() {
-                Some(result) => result,
+        let (outcome, repeated) = match member.term.shared.group.propose(command).await {
+            Ok(CommandOutcome::Edits { results, repeated }) => match results.into_iter().next() {
+                Some(result) => (result, repeated),
                 None => {
                     // It needs quota that is in slices. Whoever has them may need these inodes first.
                     drop(operation);
@@ -134,7 +145,9 @@ async fn run(
             Ok(outcome) => outcome,
             Err(error) => return Ok(Err(error)),
         };
-        return Ok(Ok(show(member, operation, plan, outcome, chosen, new, opens).await?));
+        let operation = if repeated { again(member, operation, &plan, &outcome).await? } else { operation };
+        let asked = Asked { new, opens, repeated };
+        return Ok(Ok(show(member, operation, plan, outcome, asked)?));
     }
     Err(Refusal::Retry("the names or the quota keep changing".into()))
 }
@@ -183,40 +196,43 @@ fn fill_in(
     Ok(edit)
 }
 
-/// Reads what the reply shows. A repeated edit was answered from the record of the first time, and may be about
-/// inodes that were not needed this time: these are waited for now.
-async fn show(
+/// The inodes that a reply shows beside directories: those that the edit was about.
+fn subjects(plan: &Plan, outcome: &Outcome) -> BTreeSet<Ino> {
+    let told = [Some(outcome.ino), outcome.removed];
+    let all = plan.inodes.iter().copied().chain(told.into_iter().flatten());
+    all.filter(|ino| !plan.directories.contains(ino)).collect()
+}
+
+/// An edit that was answered from its record may be about other inodes than it would be about now: these are waited for.
+async fn again(
     member: &Arc<Member>,
+    operation: Operation,
+    plan: &Plan,
+    outcome: &Outcome,
+) -> Result<Operation, Refusal> {
+    drop(operation);
+    let shown = subjects(plan, outcome).into_iter().chain(plan.directories.iter().copied());
+    member.operate(shown.map(Need::read).collect()).await.map_err(|refusal| match refusal {
+        // Refused to end a circle, and the edit is done: it must not fail.
+        Refusal::Fs(FsError::Stale) => Refusal::Retry("another session goes first".into()),
+        other => other,
+    })
+}
+
+/// Reads what the reply shows.
+fn show(
+    member: &Member,
     operation: Operation,
     plan: Plan,
     outcome: Outcome,
-    chosen: Option<Ino>,
-    new: Option<FileType>,
-    opens: Opens,
+    asked: Asked,
 ) -> Result<Done, Refusal> {
-    let mut subjects = plan.inodes.clone();
-    subjects.extend([Some(outcome.ino), outcome.removed].into_iter().flatten());
-    subjects.sort_unstable();
-    subjects.dedup();
-    subjects.retain(|ino| !plan.directories.contains(ino));
-    let is_new = |ino: Ino| chosen == Some(ino);
-    let repeated = subjects.iter().any(|&ino| !is_new(ino) && !plan.inodes.contains(&ino));
-    let operation = if repeated {
-        drop(operation);
-        let mode = |&ino: &Ino| if new.is_some() { Need::change(ino) } else { Need::read(ino) };
-        let needs = subjects.iter().map(mode).chain(plan.directories.iter().copied().map(Need::read));
-        member.operate(needs.collect()).await?
-    } else {
-        operation
-    };
+    let Asked { new, opens, repeated } = asked;
     let tree = member.tree();
     let mut nodes = Vec::new();
+    let subject = if new.is_some() { Showing::New } else { Showing::Subject };
     let directories = plan.directories.iter().map(|&ino| (ino, Showing::Directory));
-    let subjects = subjects.into_iter().map(|ino| match new {
-        Some(_) if is_new(ino) => (ino, Showing::New),
-        Some(_) => (ino, Showing::Subject(LeaseMode::Write)),
-        None => (ino, Showing::Subject(LeaseMode::Read)),
-    });
+    let subjects = subjects(&plan, &outcome).into_iter().map(|ino| (ino, subject));
     for (ino, showing) in directories.chain(subjects) {
         if let Some(inode) = tree.inode(ino)? {
             nodes.push((ino, showing, node(ino, &inode)));
@@ -232,6 +248,7 @@ async fn show(
         orphan: outcome.removed.filter(|_| stays && opens.here),
         kept: new.filter(|file_type| opens.keep && *file_type == FileType::File).map(|_| outcome.ino),
         outcome,
+        repeated,
         nodes,
     })
 }
@@ -239,7 +256,9 @@ async fn show(
 impl Done {
     /// Makes the result, with grants if they can be given, and lets others go on.
     fn finish(self, member: &Member, with_grants: bool, reply: impl FnOnce(wire::EditResult)) {
-        let Done { operation, outcome, nodes, gone, orphan, kept } = self;
+        let Done { operation, outcome, repeated, nodes, gone, orphan, kept } = self;
+        // What the names are now the session cannot tell from what became of its edit then.
+        let with_grants = with_grants && !repeated;
         operation.finish(|grants| {
             let mut shown = Vec::with_capacity(nodes.len());
             for (ino, showing, node) in nodes {
@@ -263,7 +282,7 @@ impl Done {
 fn grant(grants: &mut Grants<'_>, ino: Ino, showing: Showing) -> Option<wire::Grant> {
     match showing {
         Showing::Directory => grants.best(ino, None),
-        Showing::Subject(mode) => grants.best(ino, Some(mode)),
+        Showing::Subject => grants.best(ino, Some(LeaseMode::Read)),
         Showing::New => grants.made(ino),
     }
 }
@@ -279,7 +298,7 @@ pub(super) async fn commit_server_edits(
     let edits = ops.into_iter().map(|op| Edit { time, op }).collect();
     let command = Command::ServerEdits { namespace: member.namespace(), edits };
     match member.term.shared.group.propose(command).await? {
-        CommandOutcome::Edits(results) => Ok(results),
+        CommandOutcome::Edits { results, .. } => Ok(results),
         CommandOutcome::Refused(refusal) => Err(refusal.into()),
         other => Err(Refusal::Retry(format!("the state answered {other:?} to edits"))),
     }

@@ -1,11 +1,11 @@
 //! Hello: a session begins, or goes on over a new connection.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use gofs_proto::{Link, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, convert, session as wire};
-use gofs_tree::{Ino, SessionId};
+use gofs_tree::{Ino, LeaseEpoch, SessionId, Store};
 
 use super::answer::Answer;
 use super::connection::Member;
@@ -36,6 +36,8 @@ pub(super) async fn serve(
     })?;
     let known = convert::session_id(hello.session);
     let held = hello.leases.iter().map(held_lease).collect::<Result<Vec<_>, Refusal>>()?;
+    let making: HashSet<Ino> =
+        held.iter().filter(|lease| lease.epoch == LeaseEpoch(0)).map(|lease| lease.ino).collect();
     let opens = hello.opens.iter().map(|&ino| convert::ino(ino)).collect::<Result<BTreeSet<Ino>, _>>()?;
     // A session that is only now opened has none.
     let holder = known.unwrap_or_default();
@@ -94,7 +96,10 @@ pub(super) async fn serve(
         welcome.metas.clone_from(&term.shared.group.voter_addresses().borrow());
         let (refused, effects) = inner.leases.resume(now, session, &held, &opens, reclaim);
         let granted = inner.locks.resume(session, &locks);
-        welcome.refused_leases = refused.iter().map(|ino| ino.0).collect();
+        // What it makes at this moment may be nowhere yet, and is in the table before anybody can see it.
+        let tree = member.tree();
+        let unmade = |ino: &Ino| making.contains(ino) && matches!(tree.inode(*ino), Ok(None));
+        welcome.refused_leases = refused.iter().filter(|ino| !unmade(ino)).map(|ino| ino.0).collect();
         // Requests are accepted from when the client may have read the answer.
         let _ = cell.set(Arc::new(member));
         answer.send(&welcome);

@@ -71,6 +71,15 @@ impl Operation {
         space.perform(&mut inner, effects);
     }
 
+    /// Grants Write on inodes that it is about to make, whether its reply reaches the session or not: it has them already,
+    /// and says so when it is back. Nobody else may have seen them before.
+    pub fn makes(&self, inos: impl IntoIterator<Item = Ino>) {
+        let mut inner = self.space.lock();
+        for ino in inos {
+            inner.leases.grant_new(self.id, ino);
+        }
+    }
+
     /// The inodes that it has: all that it needed, and the optional ones that it got.
     pub fn inodes(&self) -> HashSet<Ino> {
         self.space.lock().leases.inodes_of(self.id)
@@ -116,12 +125,25 @@ impl Grants<'_> {
         self.leases.grant_best(self.now, self.id, ino, least).map(to_wire)
     }
 
-    /// Grants Write on an inode that the operation made, or made when it ran before.
+    /// Grants Write on an inode that the operation made.
     pub fn made(&mut self, ino: Ino) -> Option<wire::Grant> {
         if !self.current {
             return None;
         }
-        self.leases.grant_new(self.id, ino, LeaseMode::Write).map(to_wire)
+        self.leases.grant_new(self.id, ino).map(to_wire)
+    }
+
+    /// What [`Operation::makes`] granted was not made, or is gone.
+    pub fn not_made(&mut self, ino: Ino) {
+        self.leases.take_back_new(self.id, ino);
+    }
+
+    /// Confirms what [`Operation::makes`] granted, if nothing has come of it since.
+    pub fn confirm_made(&mut self, ino: Ino) -> Option<wire::Grant> {
+        if !self.current {
+            return None;
+        }
+        self.leases.confirm_new(self.id, ino).map(to_wire)
     }
 }
 

@@ -287,6 +287,7 @@ impl Batch<'_> {
         } else {
             Slices::default()
         };
+        let mut repeated = false;
         let results = self.in_tree(ns, config, |view| {
             let mut results = Vec::with_capacity(edits.len());
             let mut seq = first_seq;
@@ -295,6 +296,7 @@ impl Batch<'_> {
                 let result = if seq <= progress.answered {
                     Err(FsError::Stale)
                 } else if let Some(recorded) = progress.outcomes.get(&seq) {
+                    repeated = true;
                     *recorded
                 } else {
                     let result = slices.apply(view, |view| numbers.apply(view, ns, edit))?;
@@ -313,7 +315,7 @@ impl Batch<'_> {
         let results = results.unwrap_or_default();
         self.keep_slices(ns, session, &slices);
         self.set(progress_key, Record::Progress(Arc::new(progress)));
-        Ok(Ok(CommandOutcome::Edits(results)))
+        Ok(Ok(CommandOutcome::Edits { results, repeated }))
     }
 
     fn batch(
@@ -410,7 +412,7 @@ impl Batch<'_> {
         let results = self.in_tree(namespace, config, |view| {
             edits.iter().map(|edit| apply_edit(view, namespace, edit)).collect()
         })?;
-        Ok(Ok(CommandOutcome::Edits(results)))
+        Ok(Ok(CommandOutcome::Edits { results, repeated: false }))
     }
 
     fn open_session(&mut self, record: SessionRecord) -> Result<Result<CommandOutcome, Refusal>, StateError> {

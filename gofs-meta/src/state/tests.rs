@@ -86,7 +86,7 @@ pub(super) fn unlink(text: &str, holders: &[u64]) -> EditOp {
 
 fn results(outcome: CommandOutcome) -> Vec<Result<Ino, FsError>> {
     match outcome {
-        CommandOutcome::Edits(results) => {
+        CommandOutcome::Edits { results, .. } => {
             results.into_iter().map(|result| result.map(|done| done.ino)).collect()
         }
         other => panic!("{other:?}"),

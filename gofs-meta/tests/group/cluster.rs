@@ -229,7 +229,7 @@ pub fn create(session: u64, seq: u64) -> Command {
 
 pub fn created(outcome: CommandOutcome) {
     match outcome {
-        CommandOutcome::Edits(results) => assert!(results.iter().all(Result::is_ok), "{results:?}"),
+        CommandOutcome::Edits { results, .. } => assert!(results.iter().all(Result::is_ok), "{results:?}"),
         other => panic!("{other:?}"),
     }
 }

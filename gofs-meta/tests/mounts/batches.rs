@@ -166,23 +166,49 @@ async fn a_batch_that_comes_again_is_answered_again_and_changes_nothing() {
     ];
     let seq = a.new_seq();
     let first = a.batch(seq, &ops).await.unwrap();
-    // The answer was lost, as far as the mount knows, and it has no grant.
+    // The answer was lost: the mount knows of no grant, and says what it has made.
+    let own = vec![wire::HeldLease { ino: n, mode: wire::Mode::Write.into(), epoch: 0 }];
     a.link.close();
-    let a = a.again(server.address(), Vec::new(), Vec::new()).await.unwrap();
+    let mut look = Box::pin(b.lookup(ROOT, "f"));
+    assert!(tokio::time::timeout(PAUSE, &mut look).await.is_err(), "it is its maker's");
+    let a = a.again(server.address(), own.clone(), Vec::new()).await.unwrap();
+    assert_eq!(a.welcome.refused_leases, []);
+    let asked = a.asked_for(Ino(n)).await;
     let second = a.batch(seq, &ops).await.unwrap();
-    assert_eq!((&second.results, granted(&second)), (&first.results, vec![n]));
-    // Also by the next leader, where others may have been faster.
+    assert_eq!((&second.results, granted(&second)), (&first.results, vec![n]), "also while it is wanted back");
+    asked.answer(false);
+    assert_eq!(look.await.node.unwrap().inline, "once");
+    b.willing.store(true, Ordering::Relaxed);
+    // What others have had meanwhile may be what they have made of it.
+    assert_eq!(granted(&a.batch(seq, &ops).await.unwrap()), []);
+    assert_eq!(a.again(server.address(), own.clone(), Vec::new()).await.unwrap().welcome.refused_leases, [n]);
+    // Also by the next leader.
     let server = server.restart().await;
-    let a = a.again(server.address(), Vec::new(), Vec::new()).await.unwrap();
+    let a = a.again(server.address(), own, Vec::new()).await.unwrap();
+    assert_eq!(a.welcome.refused_leases, []);
     let b = b.again(server.address(), Vec::new(), Vec::new()).await.unwrap();
     b.willing.store(true, Ordering::Relaxed);
-    assert!(b.fetch(Ino(n), wire::Mode::Read).await.unwrap().grant.is_some());
-    b.edit(rename("f", "moved")).await.unwrap();
+    a.willing.store(true, Ordering::Relaxed);
     let third = a.batch(seq, &ops).await.unwrap();
     assert_eq!((errors(&third), granted(&third)), (errors(&first), vec![n]));
-    a.willing.store(true, Ordering::Relaxed);
+    b.edit(rename("f", "moved")).await.unwrap();
     assert_eq!(b.lookup(ROOT, "moved").await.node.unwrap().attr.unwrap().ino, n);
     assert!(b.lookup(ROOT, "f").await.node.is_none(), "it was not made again");
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_batch_makes_that_never_arrived_is_its_makers() {
+    let server = serve().await;
+    let a = server.mount().await;
+    let n = a.reserve(10).await.start;
+    a.link.close();
+    let own = |ino| wire::HeldLease { ino, mode: wire::Mode::Write.into(), epoch: 0 };
+    let a = a.again(server.address(), vec![own(n), own(n + 1)], Vec::new()).await.unwrap();
+    assert_eq!(a.welcome.refused_leases, []);
+    let ops = [make(ROOT, "f", n, NewNode::File), make(ROOT, "f", n + 1, NewNode::File)];
+    let reply = a.batch(a.new_seq(), &ops).await.unwrap();
+    assert_eq!((errors(&reply), granted(&reply)), (vec![None, Some(FsError::Exists)], vec![n]));
     server.shutdown().await;
 }
 

@@ -137,6 +137,12 @@ impl Fake {
         ino
     }
 
+    /// Removes a file behind the client's back.
+    pub fn remove_file(&self, text: &str) {
+        let unlink = EditOp::Unlink { parent: ROOT_INO, name: name(text), holders: Vec::new() };
+        self.server.lock().edit(unlink);
+    }
+
     /// What the servers hold of a small file.
     pub fn bytes_of(&self, ino: Ino) -> Vec<u8> {
         self.server.lock().tree.inode(ino).unwrap().unwrap().inline.to_vec()
