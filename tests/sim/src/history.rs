@@ -182,10 +182,11 @@ pub enum Standing {
 
 /// Judges every operation by what is promised: what was not made durable goes with the session of its client.
 pub fn standings(ops: &[Op], clean: &[u64]) -> Vec<Standing> {
-    ops.iter().map(|op| standing(op, ops, clean)).collect()
+    let syncs: Vec<&Op> = ops.iter().filter(|op| op.action == Action::Sync).collect();
+    ops.iter().map(|op| standing(op, ops, &syncs, clean)).collect()
 }
 
-fn standing(op: &Op, ops: &[Op], clean: &[u64]) -> Standing {
+fn standing(op: &Op, ops: &[Op], syncs: &[&Op], clean: &[u64]) -> Standing {
     let Some((returned, answer)) = &op.answer else {
         return if op.action.changes() { Standing::Possible } else { Standing::Void };
     };
@@ -199,7 +200,7 @@ fn standing(op: &Op, ops: &[Op], clean: &[u64]) -> Standing {
     }
     let did = op.action.changes() && !matches!(answer, Answer::Absent | Answer::Exists);
     if did {
-        return if !op.same_session || is_lossy(op, *returned, ops, clean) {
+        return if !op.same_session || is_lossy(op, *returned, syncs, clean) {
             Standing::Possible
         } else {
             Standing::Certain
@@ -212,7 +213,7 @@ fn standing(op: &Op, ops: &[Op], clean: &[u64]) -> Standing {
             && other.action.changes()
             && other.call < *returned
             && other.answer.as_ref().is_none_or(|(at, answer)| {
-                *answer == Answer::Unknown || !other.same_session || is_lossy(other, *at, ops, clean)
+                *answer == Answer::Unknown || !other.same_session || is_lossy(other, *at, syncs, clean)
             })
     });
     if own { Standing::Void } else { Standing::Certain }
@@ -220,7 +221,7 @@ fn standing(op: &Op, ops: &[Op], clean: &[u64]) -> Standing {
 
 /// Whether a change may be gone: its session ended, or an error was told or something counted as lost, before it was made
 /// durable.
-fn is_lossy(op: &Op, returned: Tick, ops: &[Op], clean: &[u64]) -> bool {
+fn is_lossy(op: &Op, returned: Tick, syncs: &[&Op], clean: &[u64]) -> bool {
     let covers = |sync: &Op| match (sync.object, op.object) {
         (Object::Block(synced, _), Object::Block(file, _)) => synced == file,
         (Object::Log, Object::Log) => true,
@@ -228,9 +229,8 @@ fn is_lossy(op: &Op, returned: Tick, ops: &[Op], clean: &[u64]) -> bool {
         (_, Object::Directory(_) | Object::Numbered(_) | Object::Mode(_)) => true,
         _ => false,
     };
-    for sync in ops {
-        if sync.session != op.session || sync.action != Action::Sync || sync.call < returned || !covers(sync)
-        {
+    for sync in syncs {
+        if sync.session != op.session || sync.call < returned || !covers(sync) {
             continue;
         }
         match &sync.answer {

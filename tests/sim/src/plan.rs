@@ -84,8 +84,8 @@ impl Plan {
             metas: if rng.random_range(0..4) == 0 { 1 } else { 3 },
             chunks,
             clients: rng.random_range(2..4),
-            troubled_ms: rng.random_range(6_000..16_000),
-            fault_every_ms: rng.random_range(500..4_000),
+            troubled_ms: rng.random_range(4_000..10_000),
+            fault_every_ms: rng.random_range(300..2_500),
             weather: Weather {
                 latency_ns: rng.random_range(50..2_000) * MICRO_NS,
                 lost_one_in: if lossy { rng.random_range(20..400) } else { 0 },

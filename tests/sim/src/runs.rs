@@ -75,7 +75,8 @@ fn run_one(seed: u64, options: &Options, directory: &Path, processor: usize) -> 
     command.current_dir(directory).stdin(Stdio::null()).stdout(Stdio::piped());
     let log = directory.with_extension("log");
     let errors = std::fs::File::create(&log)?;
-    command.stderr(errors).env("RUST_BACKTRACE", "1");
+    // One thread runs at a time: no thread needs memory of its own.
+    command.stderr(errors).env("RUST_BACKTRACE", "1").env("MALLOC_ARENA_MAX", "1");
     // SAFETY: only system calls between fork and exec.
     unsafe { command.pre_exec(move || settle_process(processor)) };
     let mut child = command.spawn()?;
