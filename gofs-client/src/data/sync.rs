@@ -96,7 +96,9 @@ impl FileData {
             .iter()
             .filter(|chunk| {
                 let replicas = chunk.location.replicas.len();
-                replicas > 0 && synced.get(&chunk.location.index) == Some(&replicas)
+                // Allocated by somebody who wrote nothing: there is nothing to sync anywhere.
+                let is_blank = replicas == 0 && !chunk.made;
+                is_blank || replicas > 0 && synced.get(&chunk.location.index) == Some(&replicas)
             })
             .map(|chunk| chunk.location.index)
             .collect();

@@ -166,6 +166,38 @@ async fn a_chunk_in_which_nothing_was_acknowledged_goes_elsewhere_when_its_serve
 }
 
 #[tokio::test]
+async fn a_chunk_that_was_called_blank_is_written_also_where_nobody_waited_for_the_answer() {
+    let mount = Mount::new(|_| {}).await;
+    mount.write(0, &pattern(10_000, 1)).await;
+    mount.flush().await;
+    let allocated = mount.cluster.allocate(INO, vec![ChunkIndex(1)], Vec::new()).await.unwrap();
+    let [seen] = &allocated[..] else { panic!("{allocated:?}") };
+    let file = mount.data.file(INO).unwrap();
+    let size = mount.data.config.chunk_size;
+    mount.data.totals.change(&file, |state| state.chunks.allocated(seen.clone(), size));
+    {
+        let mut asking = std::pin::pin!(mount.data.relocate_to_write(&file, seen));
+        assert!(futures_util::poll!(&mut asking).is_pending());
+    }
+    mount.write(CHUNK, &pattern(10_000, 2)).await;
+    tokio::time::timeout(Duration::from_secs(20), mount.flush()).await.expect("what was written counts");
+    assert_eq!(mount.read(CHUNK, 10_000).await, pattern(10_000, 2));
+}
+
+#[tokio::test]
+async fn a_sync_does_not_wait_for_a_chunk_that_somebody_allocated_and_nobody_wrote() {
+    let mount = Mount::new(|_| {}).await;
+    mount.write(0, &pattern(10_000, 1)).await;
+    mount.truncate(CHUNK + 10_000).await;
+    mount.flush().await;
+    mount.cluster.allocate(INO, vec![ChunkIndex(1)], Vec::new()).await.unwrap();
+    mount.cluster.map_read_only.store(true, Ordering::Relaxed);
+    mount.reload().await;
+    let synced = tokio::time::timeout(Duration::from_secs(20), mount.data.flush(INO, true)).await;
+    synced.expect("there is nothing to wait for").unwrap();
+}
+
+#[tokio::test]
 async fn a_slow_replica_is_raced_by_another() {
     let mount = Mount::new(|_| {}).await;
     mount.write(0, &pattern(20_000, 1)).await;

@@ -7,6 +7,7 @@ use crate::fake::{Act, Fake, Kernel, name};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use gofs_client::{Client, FileHandle, OpenFlags};
+use gofs_proto::kind::Request as _;
 use gofs_proto::session as wire;
 use gofs_tree::{
     Attr, AttrChange, FsError, Ino, LeaseMode, Mode, NewNode, ROOT_INO, RenameFlags, XattrName, XattrSetMode,
@@ -237,6 +238,27 @@ async fn a_batch_is_sent_again_over_a_new_connection_and_happens_once() {
     assert_eq!((own.mode(), own.epoch), (wire::Mode::Write, 0), "nothing was heard of its lease");
     assert_eq!(fake.bytes_of(attr.ino), b"abc");
     assert!(client.getattr(attr.ino).now_or_never().is_some(), "held under the lease of the second answer");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wanted_back_before_its_maker_was_told_that_it_was_made_has_all_that_was_written() {
+    let (fake, client, kernel, dir) = alone().await;
+    fake.next::<wire::Batch>(Act::ServeThenDrop);
+    fake.next::<wire::Batch>(Act::Before(wire::Lookup::KIND));
+    let (attr, file) = made(&client, dir, "a");
+    fake.until(|fake| fake.count("Batch") == 2).await;
+    client.write(&file, 0, false, Bytes::from_static(b"abc")).await.unwrap();
+    let epoch = fake.lease(attr.ino).unwrap().epoch.0;
+    let recall = fake.recall(attr.ino, epoch, None, &[]);
+    let answered = async {
+        fake.until(|_| kernel.forgotten().contains(&format!("i{}", attr.ino.0))).await;
+        drop(client.lookup(ROOT_INO, &name("other")).await.unwrap());
+    };
+    let (open, ()) = tokio::join!(recall, answered);
+    assert!(open);
+    assert_eq!(fake.bytes_of(attr.ino), b"abc");
+    let stats = client.stats();
+    assert_eq!((stats.lost_edits, stats.lost_files), (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

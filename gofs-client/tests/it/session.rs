@@ -10,9 +10,7 @@ use gofs_proto::kind::Request as _;
 use gofs_proto::session as wire;
 use gofs_proto::session::Failure;
 use gofs_proto::session::failure::Code;
-use gofs_tree::{
-    Attr, AttrChange, FsError, Ino, LeaseMode, Mode, NewNode, ROOT_INO, RenameFlags,
-};
+use gofs_tree::{Attr, AttrChange, FsError, Ino, LeaseMode, Mode, NewNode, ROOT_INO, RenameFlags};
 
 const RW: OpenFlags =
     OpenFlags { read: true, write: true, append: false, truncate: false, direct: false, sync: false };

@@ -91,7 +91,9 @@ impl Fixture {
             Command::Edits { session, first_seq, answered, edits }
         };
         match self.run(command) {
-            CommandOutcome::Edits { results, .. } => results.into_iter().map(|result| result.map(drop)).collect(),
+            CommandOutcome::Edits { results, .. } => {
+                results.into_iter().map(|result| result.map(drop)).collect()
+            }
             other => panic!("{other:?}"),
         }
     }

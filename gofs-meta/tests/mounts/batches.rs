@@ -175,7 +175,11 @@ async fn a_batch_that_comes_again_is_answered_again_and_changes_nothing() {
     assert_eq!(a.welcome.refused_leases, []);
     let asked = a.asked_for(Ino(n)).await;
     let second = a.batch(seq, &ops).await.unwrap();
-    assert_eq!((&second.results, granted(&second)), (&first.results, vec![n]), "also while it is wanted back");
+    assert_eq!(
+        (&second.results, granted(&second)),
+        (&first.results, vec![n]),
+        "also while it is wanted back"
+    );
     asked.answer(false);
     assert_eq!(look.await.node.unwrap().inline, "once");
     b.willing.store(true, Ordering::Relaxed);

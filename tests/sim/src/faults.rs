@@ -74,7 +74,8 @@ impl Faults {
         for (_, repair) in due {
             tracing::info!(?repair, "repair");
             let host = match repair {
-                Repair::StartMeta(at) if cluster.replaced == Some(at) => Some(cluster.plan.meta_host(at)),
+                // It stays in trouble: nothing runs there any more.
+                Repair::StartMeta(at) if cluster.replaced == Some(at) => None,
                 Repair::StartMeta(at) => {
                     world::with(|world| world.power_on(cluster.plan.meta_host(at)));
                     cluster.metas[at] = cluster::start_meta(&cluster.plan, at);
@@ -180,7 +181,8 @@ impl Faults {
         let at = self.rng.random_range(0..plan.metas);
         let host = plan.meta_host(at);
         let (metas, most) = (plan.metas, plan.metas.div_ceil(2) - usize::from(plan.metas > 1));
-        if !self.may(host, |host| host.0 <= metas, most) {
+        let replaced = cluster.replaced.map(|at| plan.meta_host(at));
+        if !self.may(host, |host| host.0 <= metas && Some(host) != replaced, most) {
             return;
         }
         match self.rng.random_range(0..6) {
