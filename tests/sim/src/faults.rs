@@ -40,24 +40,21 @@ enum Repair {
 /// How files begin in which ChunkServers have chunks: large ones have their own, small ones are in the log.
 const CHUNK_MAGICS: [&[u8]; 2] = [b"gofsbig1", b"gofsseg1"];
 
-/// Pause between power cuts of ChunkServers: a cut and the repair of what it took.
-const CUTS_APART_NS: u64 = 20 * SECOND_NS;
-
 /// See the module.
 pub struct Faults {
     rng: StdRng,
     due: Vec<(u64, Repair)>,
     /// Hosts in trouble, which get no second one.
     troubled: Vec<HostId>,
-    /// When the power of a ChunkServer was cut.
-    chunk_cut_ns: Option<u64>,
+    /// Nothing has kept a replica from being written so far, so each chunk has all of them.
+    whole: bool,
     pub made: u64,
 }
 
 impl Faults {
     /// With choices of its own.
     pub fn new(rng: StdRng) -> Faults {
-        Faults { rng, due: Vec::new(), troubled: Vec::new(), chunk_cut_ns: None, made: 0 }
+        Faults { rng, due: Vec::new(), troubled: Vec::new(), whole: true, made: 0 }
     }
 
     fn later(&mut self, from_ms: u64, to_ms: u64, repair: Repair) {
@@ -134,6 +131,7 @@ impl Faults {
             6..9 => self.client(cluster, &plan),
             9..12 => self.net(&plan),
             12 if plan.flips.is_none() => {
+                self.whole = false;
                 let weather = Weather { lost_one_in: self.rng.random_range(3..20), ..plan.weather };
                 world::with(|world| world.set_weather(weather));
                 self.later(300, 3_000, Repair::Clear);
@@ -225,7 +223,10 @@ impl Faults {
         if !self.may(host, |host| chunks.contains(&host.0), 1) {
             return;
         }
-        match self.rng.random_range(0..5) {
+        // What was not synced is on the other replica only then, if there is one.
+        let may_cut = std::mem::take(&mut self.whole) && plan.may_cut_chunks();
+        let sort = if may_cut { 5 } else { self.rng.random_range(0..6) };
+        match sort {
             4 => {
                 tracing::info!(host = host.0, "ChunkServer is drained");
                 drain(plan, at, true);
@@ -242,15 +243,8 @@ impl Faults {
                 self.later(0, 2_000, Repair::StartChunk(at));
             }
             _ => {
-                tracing::info!(host = host.0, "ChunkServer dies");
-                // What was not synced is on the other replica only, until this one was made anew.
-                let now = world::now_ns();
-                let is_apart = self.chunk_cut_ns.is_none_or(|cut| now - cut > CUTS_APART_NS);
-                let is_apart = is_apart && plan.may_cut_chunks();
-                if is_apart {
-                    self.chunk_cut_ns = Some(now);
-                }
-                self.stop(host, if is_apart { 3 } else { 1 });
+                tracing::info!(host = host.0, may_cut, "ChunkServer dies");
+                self.stop(host, if may_cut { 3 } else { 1 });
                 self.later(100, 6_000, Repair::StartChunk(at));
             }
         }
@@ -274,6 +268,7 @@ impl Faults {
     }
 
     fn net(&mut self, plan: &Plan) {
+        self.whole = false;
         let hosts = plan.hosts();
         let one = HostId(self.rng.random_range(1..hosts - 1));
         let both = self.rng.random_range(0..3) > 0;
@@ -313,6 +308,7 @@ impl Faults {
             return;
         }
         tracing::info!(host = host.0, full, "disk is full or slow");
+        self.whole = false;
         let sync_ns = self.rng.random_range(20..400) * MILLI_NS;
         world::with(
             |world| if full { world.set_disk_full(host, true) } else { world.set_sync_ns(host, sync_ns) },

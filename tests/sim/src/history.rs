@@ -119,6 +119,7 @@ impl History {
         let mut inner = self.lock();
         inner.tick += 1;
         let call = inner.tick;
+        tracing::debug!(call, client, session, ?object, ?action);
         let lost = (lost, lost);
         inner.ops.push(Op { client, session, same_session: true, object, action, call, answer: None, lost });
         inner.ops.len() - 1
@@ -130,6 +131,7 @@ impl History {
         inner.tick += 1;
         let tick = inner.tick;
         let op = &mut inner.ops[op];
+        tracing::debug!(returned = tick, call = op.call, client = op.client, ?answer);
         op.same_session = op.session == session;
         op.lost.1 = lost;
         op.answer = Some((tick, answer));

@@ -110,7 +110,7 @@ impl ChunkService {
 
     /// Whether the chunk was placed in this term, is as it was placed, and neither a server nor a
     /// flush ever said that there are bytes in it.
-    fn never_seen(&self, chunk: ChunkId, record: &ChunkRecord) -> bool {
+    pub(super) fn never_seen(&self, chunk: ChunkId, record: &ChunkRecord) -> bool {
         let leader = self.leader.lock();
         let new = leader.directory.entry(chunk).is_some_and(|entry| {
             entry.placed.is_some_and(|(version, _)| version == record.version)
@@ -125,7 +125,7 @@ impl ChunkService {
 
     /// Whether a live server outside `failed` was promised the chunk and, after it was asked, still has
     /// not got it: so nothing was ever acknowledged on all of them.
-    fn someone_lacks(&self, chunk: ChunkId, failed: &[ChunkServerId]) -> bool {
+    pub(super) fn someone_lacks(&self, chunk: ChunkId, failed: &[ChunkServerId]) -> bool {
         let leader = self.leader.lock();
         leader.directory.entry(chunk).is_some_and(|entry| {
             entry.replicas.iter().any(|replica| {

@@ -55,9 +55,14 @@ impl ChunkService {
         match write {
             Write::Raise => {
                 let Some(changing) = Changing::begin(self, chunk) else { return Location::Wait };
+                let unseen = self.never_seen(chunk, &record);
                 match changing.replicas(Wanted::default()).await {
                     Changed::Committed { version, holders, .. } => {
                         Location::At { version, servers: self.addresses(&holders) }
+                    }
+                    // Those that are there were promised the chunk and say that nobody ever wrote it.
+                    Changed::NoSurvivor if unseen && self.someone_lacks(chunk, &[]) => {
+                        self.anew(&changing, &record).await
                     }
                     Changed::NoSurvivor | Changed::Lost => Location::Wait,
                 }
@@ -68,13 +73,17 @@ impl ChunkService {
                 }
                 Location::Unwritten | Location::Absent { may_return: true } => {
                     let Some(changing) = Changing::begin(self, chunk) else { return Location::Wait };
-                    match changing.place_anew(&record, &[]).await {
-                        Ok((version, servers)) => Location::At { version, servers },
-                        Err(_) => Location::Wait,
-                    }
+                    self.anew(&changing, &record).await
                 }
                 location => location,
             },
+        }
+    }
+
+    async fn anew(&self, changing: &Changing<'_>, record: &ChunkRecord) -> Location {
+        match changing.place_anew(record, &[]).await {
+            Ok((version, servers)) => Location::At { version, servers },
+            Err(_) => Location::Wait,
         }
     }
 

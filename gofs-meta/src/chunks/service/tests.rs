@@ -17,7 +17,7 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 
 use super::*;
 use crate::{
-    chunks::{Location, READ_ONLY},
+    chunks::{Location, READ_ONLY, leader::Leader},
     command::{Command, CommandOutcome, NamespaceConfig},
     fixture::GroupOfOne,
     group::MetaGroup,
@@ -467,6 +467,35 @@ async fn a_new_leader_places_a_chunk_anew_that_its_writer_calls_blank_although_a
         panic!()
     };
     assert!(anew > version && servers.iter().all(|(server, _)| *server != holder), "{servers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_whose_first_write_failed_on_one_server_is_placed_anew_when_the_other_lost_it() {
+    let mut meta = Meta::start().await;
+    let mut servers = fakes(&meta, 1..=3).await;
+    meta.make_file(2).await;
+    let (chunk, version) = (ChunkId(1), ChunkVersion(1));
+    meta.one.edit(EditOp::AddChunk { ino: FILE, index: ChunkIndex(0), chunk }).await;
+    meta.chunks.assigned(chunk, version, &[servers[0].id, servers[1].id]);
+    // One took the first write, which failed on the other, and lost it with its power.
+    let again = servers.remove(1);
+    let (id, held) = (again.id, again.held.clone());
+    again.put(chunk, version).await;
+    let on = |leader: &Leader| leader.directory.entry(chunk).and_then(|entry| entry.on(id).cloned());
+    until("it has told", || on(&meta.chunks.leader.lock()).is_some_and(|replica| replica.confirmed)).await;
+    held.lock().chunks.clear();
+    drop(again);
+    until("it is gone", || !meta.chunks.leader.lock().servers.is_alive(id)).await;
+    servers.push(Fake::start(&meta, id.0, held, meta.cluster()).await.unwrap());
+    until("it is back", || {
+        let leader = meta.chunks.leader.lock();
+        leader.servers.is_alive(id) && on(&leader).is_none()
+    })
+    .await;
+    let Location::At { version: anew, servers: found } = meta.chunks.for_writing(chunk, false).await else {
+        panic!("it has no place")
+    };
+    assert!(anew > version && found.len() == 2, "{anew:?} {found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
