@@ -112,7 +112,16 @@ impl FileData {
         }
         if done.len() < chunks.len() {
             // Chunks without any known replica.
-            retry.unreachable(&format!("no replica of a chunk of {} is known", file.ino)).await?;
+            match chunks.iter().find(|chunk| chunk.location.replicas.is_empty() && chunk.location.lost) {
+                Some(chunk) => {
+                    let what = format!("no chunk server has anything of chunk {}", chunk.location.chunk);
+                    retry.contradicted(&what).await?;
+                }
+                None => {
+                    let what = format!("no replica of a chunk of {} is known", file.ino);
+                    retry.unreachable(&what).await?;
+                }
+            }
             for chunk in chunks.iter().filter(|chunk| chunk.location.replicas.is_empty()) {
                 self.relocate(file, &chunk.location).await?;
             }

@@ -252,6 +252,8 @@ async fn a_chunk_that_no_server_has_is_an_error_and_not_waited_for() {
     let read = tokio::time::timeout(Duration::from_secs(60), read).await.expect("no waiting for ever");
     assert_eq!(read, Err(FsError::Io));
     assert_eq!(mount.read(0, 1000).await, pattern(150_000, 1)[..1000], "the rest of the file is there");
+    let synced = tokio::time::timeout(Duration::from_secs(60), mount.data.flush(INO, true)).await;
+    assert_eq!(synced.expect("no waiting for ever"), Err(FsError::Io), "what cannot be had is not durable");
 }
 
 #[tokio::test]

@@ -88,7 +88,8 @@ pub fn start_meta(plan: &Plan, at: usize) -> Process<Arc<MetaGroup>> {
         copy_timeout: Duration::from_secs(5),
         copy_retry: Duration::from_millis(500),
         answer_timeout: Duration::from_millis(500),
-        write_patience: Duration::from_millis(500),
+        // Where bits flip, no whole replica is left out because its server is late.
+        write_patience: Duration::from_millis(if plan.flips.is_some() { 5_000 } else { 500 }),
         walk_every: Duration::from_millis(500),
         ..ChunkConfig::default()
     };
