@@ -22,6 +22,8 @@ use crate::store::{Ack, BLOCK_LEN, BLOCKS_MAX, BlockRange, StoreError, WriteMode
 const PIECE_BLOCKS: u32 = 256;
 /// Reads on their way at once.
 const READS_AHEAD: usize = 4;
+/// What a copy costs beside its bytes, in bytes: round trips, and a sync. The MetaServer counts the same.
+const COPY_COST_BYTES: usize = 128 << 10;
 /// How long the source may take for one answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -60,11 +62,11 @@ pub async fn copy(service: &Arc<Service>, pace: &Pace, order: &CopyChunk) -> Res
     let mut whys = Vec::new();
     for address in &order.from {
         let mut staged = Staged { service, chunk, published: false };
-        match copy_from(service, chunk, version, address, |bytes| {
-            pace.next(bytes, order.bytes_s, Instant::now())
-        })
-        .await
-        {
+        let wait_for = |bytes| {
+            let now = Instant::now();
+            pace.next(bytes, bytes_s(order, service.foreground.is_busy(now)), now)
+        };
+        match copy_from(service, chunk, version, address, wait_for).await {
             Ok(()) => {
                 staged.published = true;
                 tracing::debug!(%chunk, %version, from = address, "chunk copied");
@@ -77,6 +79,14 @@ pub async fn copy(service: &Arc<Service>, pace: &Pace, order: &CopyChunk) -> Res
         whys.push("no server to copy from was named".to_owned());
     }
     Err(format!("{chunk} {version} not copied; {}", whys.join("; ")))
+}
+
+/// At what speed copies may run now.
+fn bytes_s(order: &CopyChunk, is_busy: bool) -> u64 {
+    match order.busy_bytes_s {
+        busy if is_busy && busy > 0 => busy,
+        _ => order.bytes_s,
+    }
 }
 
 /// Removes what is here of an older version or damaged. True where nothing is left to be done.
@@ -135,18 +145,16 @@ async fn copy_from(
         blocking(|| service.store.write(chunk, version, offset, bytes, mode, Ack::Cached))
             .map_err(|error| error.to_string())
     };
+    wait(wait_for(COPY_COST_BYTES)).await;
     write(0, &[], WriteMode::CopyFirst)?;
     let mut reads = VecDeque::new();
     loop {
         while reads.len() < READS_AHEAD
             && let Some(piece) = pieces.pop_front()
         {
-            let wait = wait_for(piece.bytes());
-            if !wait.is_zero() {
-                tokio::time::sleep(wait).await;
-            }
-            let offset = piece.first * BLOCK_LEN as u32;
-            let read = Read { chunk: chunk.0, version: version.0, offset, len: piece.bytes() as u32 };
+            wait(wait_for(piece.bytes())).await;
+            let (offset, len) = (piece.first * BLOCK_LEN as u32, piece.bytes() as u32);
+            let read = Read { chunk: chunk.0, version: version.0, offset, len, copy: true };
             // Sent now; the answers are taken one after the other.
             reads.push_back((read, link.call(&read, Vec::new())));
         }
@@ -161,6 +169,12 @@ async fn copy_from(
     // A version that moved meanwhile: what was read may be of both.
     check_version(&link, chunk, version).await?;
     blocking(|| service.store.publish(chunk)).map_err(|error| error.to_string())
+}
+
+async fn wait(time: Duration) {
+    if !time.is_zero() {
+        tokio::time::sleep(time).await;
+    }
 }
 
 async fn check_version(link: &Link, chunk: ChunkId, version: ChunkVersion) -> Result<(), String> {
@@ -184,6 +198,14 @@ async fn within<T>(call: impl Future<Output = Result<T, CallError>>, kind: u16) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clients_go_first() {
+        let order = CopyChunk { bytes_s: 4, busy_bytes_s: 1, ..CopyChunk::default() };
+        assert_eq!((bytes_s(&order, false), bytes_s(&order, true)), (4, 1));
+        let of_an_older_server = CopyChunk { bytes_s: 4, ..CopyChunk::default() };
+        assert_eq!(bytes_s(&of_an_older_server, true), 4);
+    }
 
     #[test]
     fn copies_together_keep_to_their_pace_and_idle_time_is_not_saved_up() {

@@ -8,6 +8,7 @@
 mod chain;
 mod failure;
 mod fences;
+mod foreground;
 mod order;
 mod peers;
 mod reads;
@@ -17,6 +18,7 @@ mod writers;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use bytes::Bytes;
 use gofs_proto::chunk::{Extents, Hello, Punch, Read, Stat, Sync, Welcome, Write};
@@ -32,6 +34,7 @@ use parking_lot::Mutex;
 use crate::store::Store;
 use failure::bad_request;
 pub use fences::{Fences, Sessions};
+use foreground::Foreground;
 use order::Order;
 pub use peers::Peers;
 use reads::{SMALL_READ_BYTES, SmallRead};
@@ -54,6 +57,8 @@ pub struct Service {
     writers: Writers,
     /// Chunks that are being copied to here.
     pub copying: Copying,
+    /// What clients want, which copies make way for.
+    pub foreground: Foreground,
     /// Keeps processors awake while requests flow. Heartbeats and upkeep do not count.
     pub wakeful: Wakeful,
     in_flight: AtomicU32,
@@ -70,6 +75,7 @@ impl Service {
             peers,
             writers: Writers::default(),
             copying: Copying::default(),
+            foreground: Foreground::default(),
             wakeful,
             in_flight: AtomicU32::new(0),
             links: Mutex::default(),
@@ -192,10 +198,10 @@ impl Connection {
         })
     }
 
-    fn count(&self, bytes: usize) -> Result<Counted, Failure> {
+    fn count(&self, bytes: usize, now: Instant) -> Result<Counted, Failure> {
         let (requests, before) = self.load.begin(bytes);
         self.service.in_flight.fetch_add(1, Ordering::Relaxed);
-        self.service.wakeful.touch();
+        self.service.wakeful.touch_at(now);
         let counted = Counted { service: self.service.clone(), load: self.load.clone(), bytes };
         if requests >= IN_FLIGHT_MAX || before + bytes > IN_FLIGHT_BYTES_MAX {
             return Err(Failure::new(Code::Retry, "too many requests of one connection at once"));
@@ -206,7 +212,7 @@ impl Connection {
     fn greet(&self, link: &Arc<Link>, frame: Frame) {
         let result = decode::<Hello>(&frame).and_then(|hello| {
             let welcome = self.service.welcome(&hello)?;
-            Ok((hello, welcome, self.count(0)?))
+            Ok((hello, welcome, self.count(0, Instant::now())?))
         });
         let (hello, welcome, counted) = match result {
             Ok(greeted) => greeted,
@@ -225,8 +231,8 @@ impl Connection {
     }
 
     fn request(&self, link: &Arc<Link>, frame: Frame) -> Result<(), Failure> {
-        let (id, service) = (frame.id, self.service.clone());
-        let counted = self.count(frame.payload.len())?;
+        let (id, service, now) = (frame.id, self.service.clone(), Instant::now());
+        let counted = self.count(frame.payload.len(), now)?;
         if self.load.is_succeeded() {
             // Whoever sent it has been told that nothing more of this connection will be done.
             link.close();
@@ -235,6 +241,7 @@ impl Connection {
         match frame.kind {
             Write::KIND => {
                 let write = decode::<Write>(&frame)?;
+                service.foreground.count(now);
                 let turn = self.order.enter(write.items.iter().map(|item| ChunkId(item.chunk)).collect());
                 answer::<Write>(link, id, counted, async move {
                     Ok((service.write(write, frame.payload, turn).await?, Bytes::new()))
@@ -242,6 +249,7 @@ impl Connection {
             }
             Punch::KIND => {
                 let punch = decode::<Punch>(&frame)?;
+                service.foreground.count(now);
                 let turn = self.order.enter(vec![ChunkId(punch.chunk)]);
                 answer::<Punch>(link, id, counted, async move {
                     Ok((service.punch(punch, turn).await?, Bytes::new()))
@@ -249,6 +257,9 @@ impl Connection {
             }
             Read::KIND => {
                 let read = decode::<Read>(&frame)?;
+                if !read.copy {
+                    service.foreground.count(now);
+                }
                 if read.len <= SMALL_READ_BYTES {
                     self.reads.lock().push(SmallRead { id, read, _counted: counted });
                     return Ok(());
@@ -257,6 +268,7 @@ impl Connection {
             }
             Sync::KIND => {
                 let sync = decode::<Sync>(&frame)?;
+                service.foreground.count(now);
                 answer::<Sync>(link, id, counted, async move { Ok((service.sync(&sync)?, Bytes::new())) });
             }
             Extents::KIND => {

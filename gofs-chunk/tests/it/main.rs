@@ -1,7 +1,9 @@
 //! Tests of the store on real files and of whole servers on loopback.
 #![allow(clippy::unwrap_used, reason = "tests panic")]
 
+mod copies;
 mod fake_meta;
+mod node;
 mod power;
 mod servers;
 mod store_crash;

@@ -1,15 +1,12 @@
 //! Whole servers on loopback.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use gofs_chunk::{Config, Server};
-use gofs_proto::chunk::{
-    Extents, Hello, Hop, Punch, Read, Stat, Sync, SyncItem, Welcome, Write, WriteItem, WriteReply, Writer,
-};
-use gofs_proto::cluster::{CopyChunk, DeleteChunk, Fence, SetVersion, VerifyChunk, instruction::Body};
+use gofs_chunk::Server;
+use gofs_proto::chunk::{Hello, Hop, Punch, Read, Stat, Sync, SyncItem, Welcome, Write, Writer};
+use gofs_proto::cluster::{DeleteChunk, Fence, SetVersion, VerifyChunk, instruction::Body};
 use gofs_proto::frame::Frame;
 use gofs_proto::kind::Request;
 use gofs_proto::session::Failure;
@@ -18,92 +15,8 @@ use gofs_proto::{CallError, Link, LinkHandler};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::fake_meta::{CLUSTER, FakeMeta};
+use super::node::{NoRequests, code, config, connect, connect_as, node, put, refusal, write};
 use super::support::{bytes, rng};
-
-struct NoRequests;
-impl LinkHandler for NoRequests {
-    fn on_request(&self, _: &Arc<Link>, _: Frame) {}
-    fn on_close(&self, _: &Arc<Link>) {}
-}
-
-struct Node {
-    server: Server,
-    meta: FakeMeta,
-    link: Arc<Link>,
-    id: u64,
-}
-
-async fn connect(server: &Server) -> Arc<Link> {
-    connect_as(server, Bytes::new()).await
-}
-
-async fn connect_as(server: &Server, writer: Bytes) -> Arc<Link> {
-    let link = Link::connect(server.address(), Arc::new(NoRequests), Duration::from_secs(5)).await.unwrap();
-    let hello = Hello { version: 1, oldest_version: 1, cluster: CLUSTER.to_vec().into(), writer };
-    let (welcome, _) = link.call(&hello, Vec::new()).await.unwrap();
-    assert_eq!(welcome.server, server.id().0);
-    link
-}
-
-fn config(dir: &Path, meta: &FakeMeta) -> Config {
-    let mut config =
-        Config::new("127.0.0.1:0".parse().unwrap(), vec![dir.to_owned()], vec![meta.address.to_string()]);
-    config.segment_bytes = 1 << 20;
-    config.reserve_bytes = Some(16 << 20);
-    config
-}
-
-async fn node(dir: &Path) -> Node {
-    let meta = FakeMeta::start().await;
-    let server = Server::start(config(dir, &meta)).await.unwrap();
-    let register = meta.registered().await;
-    assert_eq!((register.server, register.address.clone()), (server.id().0, server.address().to_string()));
-    let link = connect(&server).await;
-    Node { id: server.id().0, server, meta, link }
-}
-
-impl Node {
-    fn hop(&self) -> Hop {
-        Hop { server: self.id, address: self.server.address().to_string() }
-    }
-
-    async fn read(&self, chunk: u64, version: u64, offset: u32, len: u32) -> Result<Bytes, CallError> {
-        let (reply, bytes) = self.link.call(&Read { chunk, version, offset, len }, Vec::new()).await?;
-        assert_eq!(crc32c::crc32c(&bytes), reply.crc32c);
-        assert_eq!(bytes.len(), len as usize);
-        Ok(bytes)
-    }
-}
-
-fn write(chunk: u64, version: u64, offset: u32, bytes: &[u8], chain: Vec<Hop>) -> Write {
-    let item = WriteItem {
-        chunk,
-        version,
-        offset,
-        len: bytes.len() as u32,
-        crc32c: crc32c::crc32c(bytes),
-        create: true,
-    };
-    Write { writer: Some(Writer { namespace: 1, session: 9 }), items: vec![item], chain, sync: false }
-}
-
-async fn put(link: &Link, write: &Write, bytes: &[u8]) -> Result<WriteReply, CallError> {
-    Ok(link.call(write, vec![Bytes::copy_from_slice(bytes)]).await?.0)
-}
-
-fn code<T: std::fmt::Debug>(result: Result<T, CallError>) -> Code {
-    match result {
-        Err(CallError::Refused(failure)) => failure.code(),
-        other => panic!("not refused: {other:?}"),
-    }
-}
-
-fn refusal<T: std::fmt::Debug>(result: Result<T, CallError>) -> Failure {
-    match result {
-        Err(CallError::Refused(failure)) => failure,
-        other => panic!("not refused: {other:?}"),
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_is_adopted_and_stays_itself() {
@@ -209,7 +122,7 @@ async fn sessions_write_only_while_a_metaserver_hears_of_the_server() {
     let refused = until_refused(&link).await;
     assert!(refused.code() == Code::Retry && refused.text.contains("MetaServer"), "{}", refused.text);
     // Reads go on.
-    link.call(&Read { chunk: 5, version: 1, offset: 0, len: 1 }, Vec::new()).await.unwrap();
+    link.call(&Read { chunk: 5, version: 1, offset: 0, len: 1, copy: false }, Vec::new()).await.unwrap();
     meta.answer(true);
     let accepted = async {
         while put(&link, &write(5, 1, 0, b"y", vec![]), b"y").await.is_err() {
@@ -274,7 +187,8 @@ async fn a_server_that_was_restarted_takes_no_writes_before_it_knows_who_may() {
     let server = Server::start(config).await.unwrap();
     let link = connect(&server).await;
     assert_eq!(code(put(&link, &write(5, 1, 0, b"lost", vec![]), b"lost").await), Code::Retry);
-    let (_, bytes) = link.call(&Read { chunk: 5, version: 1, offset: 0, len: 4 }, Vec::new()).await.unwrap();
+    let (_, bytes) =
+        link.call(&Read { chunk: 5, version: 1, offset: 0, len: 4, copy: false }, Vec::new()).await.unwrap();
     assert_eq!(&bytes[..], b"kept");
     server.shutdown().await;
 }
@@ -477,8 +391,9 @@ async fn small_reads_that_come_together_are_each_answered() {
     put(&node.link, &write(2, 1, 0, &data[..5000], vec![]), &data[..5000]).await.unwrap();
     // The second round has everything in memory.
     for _ in 0..2 {
-        let call =
-            |chunk, version, offset, len| node.link.call(&Read { chunk, version, offset, len }, Vec::new());
+        let call = |chunk, version, offset, len| {
+            node.link.call(&Read { chunk, version, offset, len, copy: false }, Vec::new())
+        };
         let calls: Vec<_> = (0..300u32)
             .map(|n| {
                 let (offset, len) = (n * 6151 % (1 << 20), 1 + n * 37 % 9000);
@@ -567,87 +482,6 @@ async fn a_server_behind_that_refuses_is_named_with_its_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_chunk_is_copied_with_its_holes_and_shows_when_complete() {
-    let dir = tempfile::tempdir().unwrap();
-    let a = node(&dir.path().join("a")).await;
-    let b = node(&dir.path().join("b")).await;
-    let mut rng = rng(4);
-    for (offset, len) in [(0u32, 100), (500_000, 1_500_000), (5_000_000, 4096)] {
-        let data = bytes(&mut rng, len);
-        put(&a.link, &write(1, 7, offset, &data, vec![]), &data).await.unwrap();
-    }
-    let from =
-        |nodes: &[&Node]| nodes.iter().map(|node| node.server.address().to_string()).collect::<Vec<_>>();
-    // From a server that is not there, then from the right one.
-    let sources = [vec!["127.0.0.1:1".to_owned()], from(&[&a])].concat();
-    b.meta.instruct(Body::Copy(CopyChunk { chunk: 1, version: 7, from: sources, bytes_s: 0 })).await.unwrap();
-    assert_eq!(b.meta.chunk(1, |state| !state.gone).await.version, 7);
-    assert!(a.read(1, 7, 0, 5_004_096).await.unwrap() == b.read(1, 7, 0, 5_004_096).await.unwrap());
-    let extents =
-        async |node: &Node| node.link.call(&Extents { chunk: 1, version: 7 }, Vec::new()).await.unwrap().0;
-    assert_eq!(extents(&a).await, extents(&b).await);
-    // Again: it is there.
-    b.meta.instruct(Body::Copy(CopyChunk { chunk: 1, version: 7, from: vec![], bytes_s: 0 })).await.unwrap();
-
-    // What cannot be copied leaves nothing.
-    let wrong = CopyChunk { chunk: 1, version: 8, from: from(&[&a]), bytes_s: 0 };
-    let error = b.meta.instruct(Body::Copy(wrong)).await.unwrap_err();
-    assert!(error.contains("v7"), "{error}");
-    let absent = CopyChunk { chunk: 99, version: 1, from: from(&[&a]), bytes_s: 0 };
-    assert!(b.meta.instruct(Body::Copy(absent)).await.is_err());
-    assert_eq!(code(b.link.call(&Stat { chunk: 99 }, Vec::new()).await), Code::NoChunk);
-    a.server.shutdown().await;
-    b.server.shutdown().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_copy_that_is_asked_for_again_disturbs_the_first_one_not() {
-    let dir = tempfile::tempdir().unwrap();
-    let a = node(&dir.path().join("a")).await;
-    let b = node(&dir.path().join("b")).await;
-    let data = bytes(&mut rng(5), 4 << 20);
-    for chunk in 1..=6 {
-        put(&a.link, &write(chunk, 1, 0, &data, vec![]), &data).await.unwrap();
-        let order = |from: String| {
-            b.meta.instruct(Body::Copy(CopyChunk { chunk, version: 1, from: vec![from], bytes_s: 0 }))
-        };
-        let right = async {
-            loop {
-                match order(a.server.address().to_string()).await {
-                    // The other was first.
-                    Err(error) if error.contains("already") => {}
-                    result => return result.unwrap(),
-                }
-            }
-        };
-        let again = async {
-            // It cannot succeed before the first has, and removes what it has staged.
-            while order("127.0.0.1:1".to_owned()).await.is_err() {}
-        };
-        tokio::join!(right, again);
-        assert!(b.read(chunk, 1, 0, 4 << 20).await.unwrap() == data);
-        let (extents, _) = b.link.call(&Extents { chunk, version: 1 }, Vec::new()).await.unwrap();
-        assert_eq!(extents.extents.iter().map(|extent| extent.blocks_4k).sum::<u32>(), 1024);
-    }
-    a.server.shutdown().await;
-    b.server.shutdown().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_older_replica_is_replaced_by_a_copy() {
-    let dir = tempfile::tempdir().unwrap();
-    let a = node(&dir.path().join("a")).await;
-    let b = node(&dir.path().join("b")).await;
-    put(&a.link, &write(1, 2, 0, b"new", vec![]), b"new").await.unwrap();
-    put(&b.link, &write(1, 1, 0, b"older and longer", vec![]), b"older and longer").await.unwrap();
-    let order = CopyChunk { chunk: 1, version: 2, from: vec![a.server.address().to_string()], bytes_s: 0 };
-    b.meta.instruct(Body::Copy(order)).await.unwrap();
-    assert_eq!(&b.read(1, 2, 0, 16).await.unwrap()[..], b"new\0\0\0\0\0\0\0\0\0\0\0\0\0");
-    a.server.shutdown().await;
-    b.server.shutdown().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn versions_move_and_chunks_go_as_instructed() {
     let dir = tempfile::tempdir().unwrap();
     let node = node(dir.path()).await;
@@ -666,31 +500,6 @@ async fn versions_move_and_chunks_go_as_instructed() {
     node.meta.chunk(1, |state| state.gone).await;
     assert_eq!(code(node.read(1, 4, 0, 1).await), Code::NoChunk);
     node.server.shutdown().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn damage_is_refused_reported_and_repaired_by_a_copy() {
-    let dir = tempfile::tempdir().unwrap();
-    let a = node(&dir.path().join("a")).await;
-    let b = node(&dir.path().join("b")).await;
-    let data = bytes(&mut rng(5), 200_000);
-    put(&a.link, &write(1, 1, 0, &data, vec![b.hop()]), &data).await.unwrap();
-    let log = dir.path().join("a/log");
-    for entry in std::fs::read_dir(dir.path().join("a/chunks/01")).unwrap() {
-        let file = std::fs::File::options().write(true).open(entry.unwrap().path()).unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, &[0x55; 4096], 20 * 4096).unwrap();
-    }
-    assert!(log.exists());
-    assert_eq!(code(a.read(1, 1, 0, 200_000).await), Code::Corrupt);
-    a.meta.chunk(1, |state| state.corrupt).await;
-    a.meta.status(|status| status.corrupt_blocks_total == 1).await;
-    assert!(a.meta.instruct(Body::Verify(VerifyChunk { chunk: 1 })).await.is_err());
-    let order = CopyChunk { chunk: 1, version: 1, from: vec![b.server.address().to_string()], bytes_s: 0 };
-    a.meta.instruct(Body::Copy(order)).await.unwrap();
-    assert!(a.read(1, 1, 0, 200_000).await.unwrap()[..] == data[..]);
-    a.meta.chunk(1, |state| !state.corrupt && !state.gone).await;
-    a.server.shutdown().await;
-    b.server.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -65,6 +65,7 @@ impl FileData {
                 version: chunk.location.version.0,
                 offset: span.offset.0,
                 len: span.len,
+                copy: false,
             },
             |reply, payload| {
                 let whole = payload.len() == span.len as usize && crc32c::crc32c(&payload) == reply.crc32c;

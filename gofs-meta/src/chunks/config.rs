@@ -27,7 +27,8 @@ pub struct ChunkConfig {
     /// Free bytes a disk keeps: `capacity / 100`, within these bounds.
     pub reserve_bytes: (u64, u64),
     /// Bytes a second that copies take from one server, as source or target together. Copies of chunks that have one
-    /// replica left may take four times as much. A chunk's writers wait for its copy, so not too slow.
+    /// replica left may take four times as much while the server has nothing to do for clients. A chunk's writers wait for
+    /// its copy, so not too slow.
     pub repair_bytes_s: u64,
     /// How long a new leader, or one that just met its first servers, waits for more of them to describe themselves
     /// before it places a chunk on fewer than it should be on.

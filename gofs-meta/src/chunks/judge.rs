@@ -15,7 +15,9 @@ use std::{
 
 use gofs_tree::{ChunkServerId, ChunkVersion};
 
-use super::{ChunkConfig, Entry, Reason, Replica, ServerTable, directory::without_doubt, placement};
+use super::{
+    ChunkConfig, Entry, Reason, Replica, ServerTable, directory::without_doubt, locate::knows_all, placement,
+};
 
 /// The chunk as the state has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,7 +205,8 @@ fn judge_live(
     }
     if count < record.goal {
         entry.over_since = None;
-        if count + excused < record.goal {
+        let all_known = knows_all(record, entry) || !may_be_listed(config, servers, now);
+        if count + excused < record.goal && all_known {
             let since = *entry.under_since.get_or_insert(now);
             // Two heartbeats: a report on its way may still change the picture.
             verdict.repair = now.saturating_duration_since(since) >= config.heartbeat * 2;
@@ -280,6 +283,14 @@ fn on_live_servers<'a>(
     entry.replicas.iter().filter(|replica| servers.is_alive(replica.server))
 }
 
+/// Whether servers are known that have not said yet in this term what they have, and may be expected to: any of it may be there.
+fn may_be_listed(config: &ChunkConfig, servers: &ServerTable, now: Instant) -> bool {
+    let silent = servers.iter().filter(|server| !server.listed_before);
+    silent
+        .map(|server| dead_for(servers, server.id, now))
+        .any(|dead| dead.is_none_or(|dead| dead < config.repair_after))
+}
+
 /// How long the server has been dead; `None` while it lives.
 fn dead_for(servers: &ServerTable, id: ChunkServerId, now: Instant) -> Option<Duration> {
     match servers.get(id) {
@@ -288,5 +299,51 @@ fn dead_for(servers: &ServerTable, id: ChunkServerId, now: Instant) -> Option<Du
             Some(server.down_since.map_or(Duration::MAX, |since| now.saturating_duration_since(since)))
         }
         None => Some(Duration::MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use gofs_tree::ChunkId;
+
+    use super::*;
+    use crate::chunks::{Directory, Reported};
+
+    const CHUNK: ChunkId = ChunkId(1);
+
+    /// Whether a leader that began `after` ago has a copy made of a chunk that the first of `known` servers has at version 1, the only
+    /// one that has said what it has.
+    fn is_copied(known: u64, copies: u32, after: Duration) -> bool {
+        let (config, began) = (ChunkConfig::default(), Instant::now());
+        let (mut servers, mut directory) = (ServerTable::default(), Directory::default());
+        for id in 1..=known {
+            servers.know(ChunkServerId(id), format!("10.0.0.{id}:1"), BTreeMap::new(), began);
+        }
+        servers.connected(ChunkServerId(1), "10.0.0.1:1".into(), BTreeMap::new(), 1, began);
+        servers.get_mut(ChunkServerId(1)).unwrap().listed_before = true;
+        let version = ChunkVersion(1);
+        let line = Reported { chunk: CHUNK, version, gone: false, corrupt: false, doubtful: false };
+        directory.report(ChunkServerId(1), line, false, began);
+        let record = Record { version, copies, goal: 2, deleted: false };
+        let mut judge_at =
+            |now| judge(&config, &servers, Some(&record), true, directory.entry_mut(CHUNK), now).repair;
+        assert!(!judge_at(began + after - config.heartbeat * 2));
+        judge_at(began + after)
+    }
+
+    #[test]
+    fn a_new_leader_copies_nothing_that_a_server_may_have_which_is_late() {
+        let ChunkConfig { dead_after, settle, repair_after, heartbeat, .. } = ChunkConfig::default();
+        let just_settled = dead_after + settle - heartbeat;
+        assert!(!is_copied(2, 2, just_settled), "server 2 may have it, and come back");
+        assert!(!is_copied(2, 0, just_settled), "as many as may be: from before that was counted");
+        assert!(is_copied(2, 1, just_settled), "there is no other");
+        assert!(is_copied(1, 2, just_settled), "the other one is not in the cluster any more");
+        assert!(
+            is_copied(2, 2, repair_after + heartbeat * 2),
+            "as long as a leader waits for one that it knew"
+        );
     }
 }

@@ -165,7 +165,7 @@ pub fn surer_one_is_away(view: &View<'_>, record: &Record, entry: &Entry) -> boo
 }
 
 /// Whether every replica that there can be at the committed version is known.
-fn knows_all(record: &Record, entry: &Entry) -> bool {
+pub(super) fn knows_all(record: &Record, entry: &Entry) -> bool {
     let known = entry.replicas.iter().filter(|replica| replica.version == record.version).count();
     let placed = entry.placed.filter(|(version, _)| *version == record.version);
     let all = placed.map_or(record.copies as usize, |(_, servers)| servers);

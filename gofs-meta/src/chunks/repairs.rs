@@ -16,11 +16,11 @@ use super::{ChunkConfig, Entry, Replica, Server, ServerTable, directory::without
 
 /// Waiting chunks looked at for one that can be copied now.
 const LOOK_AT: usize = 256;
-/// What a copy costs beside its bytes, in bytes: small chunks take a server's time, not its bandwidth.
-const COPY_COST_BYTES: u64 = 32 << 10;
+/// What a copy costs beside its bytes, in bytes: small chunks take a server's time, not its bandwidth. ChunkServers count the same.
+const COPY_COST_BYTES: u64 = 128 << 10;
 /// A copy begins on a server whose copies under way are paid for within this time.
 const AHEAD: Duration = Duration::from_secs(2);
-/// So many times faster than others may chunks be copied that have one replica left.
+/// So many times faster than others may chunks be copied that have one replica left, while clients want nothing of the servers.
 const URGENT: u64 = 4;
 /// Time over which speed is measured, seconds.
 const SPEED_OVER_S: u64 = 60;
@@ -69,8 +69,16 @@ pub struct Copy {
     pub reason: Reason,
     /// Bytes a second at which it may run.
     pub bytes_s: u64,
+    /// The same while its target works for clients.
+    pub busy_bytes_s: u64,
     /// Bytes of the chunk.
     pub bytes: u64,
+}
+
+impl Copy {
+    fn cost_bytes(&self) -> u64 {
+        self.bytes + COPY_COST_BYTES
+    }
 }
 
 /// Chunks and bytes.
@@ -122,6 +130,8 @@ impl Speed {
 #[derive(Clone, Copy, Debug, Default)]
 struct Part {
     running: usize,
+    /// Of the copies that run, what they cost beside included.
+    bytes: u64,
     /// When what it has begun would be done at the speed that it is allowed.
     paid: Option<Instant>,
 }
@@ -200,10 +210,11 @@ impl Repairs {
             }
         }
         let copy = begin?;
-        let time = Duration::from_secs_f64((copy.bytes + COPY_COST_BYTES) as f64 / copy.bytes_s as f64);
+        let time = Duration::from_secs_f64(copy.cost_bytes() as f64 / copy.bytes_s as f64);
         for server in [copy.source, copy.target] {
             let part = self.parts.entry(server).or_default();
             part.running += 1;
+            part.bytes += copy.cost_bytes();
             part.paid = Some(part.paid.map_or(now, |paid| paid.max(now)) + time);
         }
         self.running.insert(copy.chunk, copy.clone());
@@ -225,7 +236,9 @@ impl Repairs {
         let busy = |id: ChunkServerId| {
             self.parts.get(&id).is_some_and(|part| {
                 let owes = part.paid.is_some_and(|paid| paid > now + AHEAD);
-                owes || part.running >= config.copies_per_server
+                // Writers wait for what has begun, also where it gets slower meanwhile.
+                let has_begun = part.bytes > config.repair_bytes_s * AHEAD.as_secs();
+                owes || has_begun || part.running >= config.copies_per_server
             })
         };
         let good = entry.replicas.iter().filter(|replica| servers.is_alive(replica.server));
@@ -270,9 +283,10 @@ impl Repairs {
             Reason::Rebalance => after > before || good.contains(&target),
         };
         let urgent = matches!(want.reason, Reason::TooFew { current } if current <= 1);
-        let bytes_s = config.repair_bytes_s * if urgent { URGENT } else { 1 };
+        let busy_bytes_s = config.repair_bytes_s;
+        let bytes_s = busy_bytes_s * if urgent { URGENT } else { 1 };
         let (leaving, reason, bytes) = (want.leaving, want.reason, want.bytes);
-        (!in_vain).then_some(Copy { chunk, source, target, leaving, reason, bytes_s, bytes })
+        (!in_vain).then_some(Copy { chunk, source, target, leaving, reason, bytes_s, busy_bytes_s, bytes })
     }
 
     /// A copy ended. After a failure the chunk waits a while, and another target is preferred.
@@ -281,6 +295,7 @@ impl Repairs {
         for server in [copy.source, copy.target] {
             if let Some(part) = self.parts.get_mut(&server) {
                 part.running = part.running.saturating_sub(1);
+                part.bytes = part.bytes.saturating_sub(copy.cost_bytes());
             }
         }
         if copied || self.wants.get(&chunk).is_none_or(|want| want.reason == Reason::Rebalance) {
@@ -458,6 +473,27 @@ mod tests {
                 assert!((last - now).as_secs() + 2 >= bound && done == 100, "{:?} for {bound} s", last - now);
             }
         }
+    }
+
+    #[test]
+    fn urgent_copies_may_go_faster_but_no_more_of_them_begin_than_end_in_time_where_they_must_go_slower() {
+        let config = ChunkConfig::default();
+        let table = servers(2);
+        let (mut directory, mut repairs) = (Directory::default(), Repairs::default());
+        let mut rng = StdRng::seed_from_u64(1);
+        let now = Instant::now();
+        for chunk in 1..=10 {
+            on(&mut directory, chunk, &[1]);
+            repairs.want(ChunkId(chunk), Want { bytes: 64 << 20, ..too_few(1) });
+        }
+        let mut begin =
+            |repairs: &mut Repairs| repairs.next(&config, &table, |c| directory.entry(c), now, &mut rng);
+        let first = begin(&mut repairs).unwrap();
+        assert_eq!((first.bytes_s, first.busy_bytes_s), (4 * config.repair_bytes_s, config.repair_bytes_s));
+        assert!(begin(&mut repairs).is_some());
+        assert_eq!(begin(&mut repairs), None, "two seconds' worth is under way");
+        repairs.finished(first.chunk, true, now);
+        assert!(begin(&mut repairs).is_some());
     }
 
     #[test]

@@ -1,10 +1,14 @@
 //! Hello: a session begins, or goes on over a new connection.
+//!
+//! A Hello may have been on its way for long, its client have given it up and gone on over another connection: what it says of
+//! leases is old then. So the client is asked first, over the same connection, whether it is there: whoever answers waits for this
+//! Hello, and has heard of no other since it said it. Of two such the one whose connection came later counts.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use gofs_proto::{Link, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, convert, session as wire};
+use gofs_proto::{CallError, Link, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, convert, session as wire};
 use gofs_tree::{Ino, LeaseEpoch, SessionId, Store};
 
 use super::answer::Answer;
@@ -44,6 +48,7 @@ pub(super) async fn serve(
     let locks =
         hello.locks.iter().map(|lock| locks::from_wire(holder, lock)).collect::<Result<Vec<_>, _>>()?;
     let term = service.term()?;
+    is_there(&term, link).await?;
     term.shared.group.confirm_leader().await?;
     let state = term.shared.group.state();
     let record = match known {
@@ -91,7 +96,9 @@ pub(super) async fn serve(
         }
         let reclaim = sessions.in_grace();
         let mut inner = space.lock();
-        space.attach(&mut inner, session, connection, link.clone());
+        if !space.attach(&mut inner, session, connection, link.clone()) {
+            return Err(Refusal::Gone);
+        }
         // After it: what changes from now on is told to this link too.
         welcome.metas.clone_from(&term.shared.group.voter_addresses().borrow());
         let (refused, effects) = inner.leases.resume(now, session, &held, &opens, reclaim);
@@ -112,6 +119,17 @@ pub(super) async fn serve(
     tracing::info!(%session, ns = %record.id, peer = %link.peer(), host = hello.host, mount_point = hello.mount_point,
         new = known.is_none(), "a mount is here");
     Ok(())
+}
+
+/// Waits until the client answers over this connection, in this term.
+async fn is_there(term: &super::Term, link: &Arc<Link>) -> Result<(), Refusal> {
+    let members = wire::Members { addresses: term.shared.group.voter_addresses().borrow().clone() };
+    let answer = link.call(&members, Vec::new());
+    match tokio::time::timeout(term.shared.times.validity, answer).await {
+        // One that does not know the question is there as well.
+        Ok(Ok(_) | Err(CallError::Refused(_))) => Ok(()),
+        Ok(Err(CallError::Closed(_) | CallError::Garbled(_))) | Err(_) => Err(Refusal::Gone),
+    }
 }
 
 async fn open(

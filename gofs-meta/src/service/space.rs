@@ -17,8 +17,8 @@ use super::{Refusal, Shared};
 use crate::lease::{Effect, LeaseTable, Now, OpId, Recall, RecallId};
 use crate::lock::{LockTable, WaitId};
 
-/// Numbers connections, so that what belongs to an old one is told from what belongs to its successor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Numbers connections as they come, so that what belongs to an old one is told from what belongs to its successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ConnectionId(pub u64);
 
 pub(crate) struct Space {
@@ -33,6 +33,8 @@ pub(crate) struct Inner {
     pub locks: LockTable,
     /// The connection of each session that has one.
     links: HashMap<SessionId, (ConnectionId, Arc<Link>)>,
+    /// The last connection that each session had, whether it stands or not.
+    newest: HashMap<SessionId, ConnectionId>,
     waiters: HashMap<OpId, Waiter>,
     pub lock_waits: HashMap<WaitId, LockWaiter>,
     /// What each session said last about what it has not sent and what it has lost.
@@ -62,6 +64,7 @@ impl Space {
             leases: LeaseTable::new(first_epoch),
             locks: LockTable::default(),
             links: HashMap::new(),
+            newest: HashMap::new(),
             waiters: HashMap::new(),
             lock_waits: HashMap::new(),
             reports: HashMap::new(),
@@ -143,18 +146,24 @@ impl Space {
         Ok((op, may_run))
     }
 
-    /// Makes this the session's connection. The old one is closed and what it waited for ends.
+    /// Makes this the session's connection. The old one is closed and what it waited for ends. False, and nothing is done, where
+    /// the session has had a later one.
     pub fn attach(
         self: &Arc<Self>,
         inner: &mut Inner,
         session: SessionId,
         connection: ConnectionId,
         link: Arc<Link>,
-    ) {
+    ) -> bool {
+        if inner.newest.get(&session).is_some_and(|newest| *newest > connection) {
+            return false;
+        }
+        inner.newest.insert(session, connection);
         if let Some((old, old_link)) = inner.links.insert(session, (connection, link)) {
             old_link.close();
             self.forget_waits(inner, old);
         }
+        true
     }
 
     /// The connection is gone. The session stays, with its leases.
@@ -193,6 +202,7 @@ impl Space {
         if let Some((connection, _)) = inner.links.remove(&session) {
             self.forget_waits(&mut inner, connection);
         }
+        inner.newest.remove(&session);
         inner.reports.remove(&session);
         let effects = inner.leases.end_session(self.shared.now(), session);
         self.perform(&mut inner, effects);

@@ -1,14 +1,18 @@
 //! Sessions: how they begin, go on over connections and servers, and end.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use gofs_proto::frame::Frame;
+use gofs_proto::kind::Request;
 use gofs_proto::session as wire;
 use gofs_proto::session::failure::Code;
-use gofs_proto::{CallError, PROTOCOL_VERSION};
+use gofs_proto::{CallError, Link, LinkHandler, PROTOCOL_VERSION};
 use gofs_tree::{FsError, Ino, NewNode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 
 use crate::client::*;
 
@@ -172,6 +176,45 @@ async fn a_restarted_server_waits_for_leases_to_be_reclaimed() {
     let claim = wire::HeldLease { ino: 77, mode: wire::Mode::Write.into(), epoch: 1 };
     let b = b.again(server.address(), vec![claim], Vec::new()).await.unwrap();
     assert_eq!(b.welcome.refused_leases, [77]);
+    server.shutdown().await;
+}
+
+/// A client that takes what it is asked, and answers when it is told to.
+struct Slow(mpsc::UnboundedSender<(Arc<Link>, Frame)>);
+
+impl LinkHandler for Slow {
+    fn on_request(&self, link: &Arc<Link>, request: Frame) {
+        self.0.send((link.clone(), request)).unwrap();
+    }
+    fn on_close(&self, _: &Arc<Link>) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hello_that_comes_late_changes_nothing() {
+    let server = serve().await;
+    let (a, b) = (server.mount().await, server.mount().await);
+    // Said before anything was held, and given up since.
+    let (sender, mut asked) = mpsc::unbounded_channel();
+    let link = Link::connect(server.address(), Arc::new(Slow(sender)), LONG).await.unwrap();
+    let late = wire::Hello { session: a.welcome.session, token: a.welcome.token.clone(), ..hello() };
+    let late = tokio::spawn(link.call(&late, Vec::new()));
+    let (link, question) = tokio::time::timeout(LONG, asked.recv()).await.unwrap().unwrap();
+    assert_eq!(question.kind, wire::Members::KIND);
+    // The session's connection is the one that it had, with all that it is given.
+    let made = a.create(ROOT, "f").await.unwrap();
+    let ino = Ino(made.ino);
+    // It goes on over a newer one, and holds on to that; then somebody answers after all.
+    let a = a.again(server.address(), vec![held(node_of(&made, ino))], Vec::new()).await.unwrap();
+    assert_eq!(a.welcome.refused_leases, []);
+    link.reply::<wire::Members>(question.id, &wire::MembersReply {}, Vec::new());
+    assert_eq!(code(late.await.unwrap().unwrap_err()), Code::Retry);
+    let mut look = Box::pin(b.fetch(ino, wire::Mode::Write));
+    assert!(
+        tokio::time::timeout(Duration::from_millis(100), &mut look).await.is_err(),
+        "A has the lease, and is asked for it"
+    );
+    a.asked().await.answer(false);
+    assert!(look.await.unwrap().grant.is_some());
     server.shutdown().await;
 }
 

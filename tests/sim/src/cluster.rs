@@ -79,7 +79,8 @@ pub fn start_meta(plan: &Plan, at: usize) -> Process<Arc<MetaGroup>> {
         heartbeat: Duration::from_millis(200),
         dead_after: Duration::from_secs(1),
         repair_after: plan.repair_after,
-        settle: Duration::from_millis(500),
+        // Where bits flip, no whole replica is left out because its server is late.
+        settle: Duration::from_millis(if plan.flips.is_some() { 5_000 } else { 500 }),
         orphan_grace: Duration::from_secs(5),
         extra_grace: Duration::from_secs(2),
         promise: Duration::from_secs(3),
@@ -88,7 +89,6 @@ pub fn start_meta(plan: &Plan, at: usize) -> Process<Arc<MetaGroup>> {
         copy_timeout: Duration::from_secs(5),
         copy_retry: Duration::from_millis(500),
         answer_timeout: Duration::from_millis(500),
-        // Where bits flip, no whole replica is left out because its server is late.
         write_patience: Duration::from_millis(if plan.flips.is_some() { 5_000 } else { 500 }),
         walk_every: Duration::from_millis(500),
         ..ChunkConfig::default()
@@ -164,7 +164,16 @@ pub fn start_chunk(plan: &Plan, at: usize) -> Process<()> {
     let own = shared.clone();
     world::spawn_on(host, "chunk", move || {
         run(async {
-            match gofs_chunk::Server::start(config).await {
+            let started = loop {
+                match gofs_chunk::Server::start(config.clone()).await {
+                    // It says so and ends, and whoever watches over servers starts it again.
+                    Err(_) if world::with(|world| world.is_disk_full(host)) => {
+                        tokio::time::sleep(Duration::from_millis(500)).await;
+                    }
+                    started => break started,
+                }
+            };
+            match started {
                 Ok(server) => {
                     own.set(Some(()));
                     own.stop.notified().await;

@@ -78,7 +78,7 @@ impl Plan {
         let has_quota = rng.random_range(0..4) == 0;
         let is_hasty = rng.random_range(0..4) == 0;
         let chunks = 3;
-        Plan {
+        let mut plan = Plan {
             seed,
             broken,
             metas: if rng.random_range(0..4) == 0 { 1 } else { 3 },
@@ -103,7 +103,12 @@ impl Plan {
             flips: (rng.random_range(0..6) == 0).then(|| rng.random_range(0..chunks)),
             snapshot_entries: if rng.random() { rng.random_range(20..200) } else { 100_000 },
             repair_after: Duration::from_secs(if is_hasty { 2 } else { LONGEST_TROUBLE_S + 2 }),
+        };
+        if plan.flips.is_some() {
+            // The whole replicas of a server that is late are not given up for copies of those with the flipped bits.
+            plan.repair_after = Duration::from_secs(LONGEST_TROUBLE_S + 2);
         }
+        plan
     }
 
     /// Whether the power of ChunkServers may be cut: what a server lost then, others have until they are written off.

@@ -197,12 +197,14 @@ impl<'a> Changing<'a> {
         version: ChunkVersion,
         planned: Option<&Copy>,
     ) -> Option<Vec<ChunkServerId>> {
-        let bytes_s = planned.map_or(self.service.config.repair_bytes_s, |copy| copy.bytes_s);
+        let busy_bytes_s = self.service.config.repair_bytes_s;
+        let bytes_s = planned.map_or(busy_bytes_s, |copy| copy.bytes_s);
         let bytes = planned.map_or(0, |copy| copy.bytes);
         // Others share the speed, and begin while little more than two seconds' worth is under way.
-        let at_speed = Duration::from_secs_f64(4.0 * bytes as f64 / bytes_s as f64);
+        let at_speed = Duration::from_secs_f64(4.0 * bytes as f64 / busy_bytes_s as f64);
         let from = self.service.addresses(sources).into_iter().map(|(_, address)| address).collect();
-        let copy = cluster::CopyChunk { chunk: self.chunk.0, version: version.0, from, bytes_s };
+        let copy =
+            cluster::CopyChunk { chunk: self.chunk.0, version: version.0, from, bytes_s, busy_bytes_s };
         let answer = self.leader()?.instruct(target, instruction::Body::Copy(copy));
         let yes = said_yes(vec![(target, answer)], self.service.config.copy_timeout + at_speed).await;
         let mut leader = self.leader()?;

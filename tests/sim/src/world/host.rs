@@ -108,6 +108,11 @@ impl World {
         self.hosts.get_mut(host).disk_full = full;
     }
 
+    /// Whether its disk is full.
+    pub fn is_disk_full(&self, host: HostId) -> bool {
+        self.hosts.get(host).disk_full
+    }
+
     /// How long its syncs take at most.
     pub fn set_sync_ns(&mut self, host: HostId, sync_ns: u64) {
         self.hosts.get_mut(host).sync_ns = sync_ns;
