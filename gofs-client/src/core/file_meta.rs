@@ -74,11 +74,11 @@ impl FileMeta for Meta {
     fn replica_failed(
         &self,
         ino: Ino,
-        index: ChunkIndex,
-        chunk: ChunkId,
-        version: ChunkVersion,
+        seen: &ChunkLocation,
         servers: Vec<ChunkServerId>,
+        blank: bool,
     ) -> BoxFuture<'_, Result<ChunkLocation, FsError>> {
+        let (index, chunk, version) = (seen.index.0, seen.chunk.0, seen.version.0);
         Box::pin(async move {
             let core = self.core()?;
             core.chunks.lock().distrust(&servers);
@@ -86,10 +86,11 @@ impl FileMeta for Meta {
             core.table.lock().may_commit(ino)?;
             let request = session::ReplicaFailed {
                 ino: ino.0,
-                index: index.0,
-                chunk: chunk.0,
-                version: version.0,
+                index,
+                chunk,
+                version,
                 servers: servers.into_iter().map(|server| server.0).collect(),
+                blank,
             };
             core.session
                 .call(request, |reply: session::ReplicaFailedReply| {

@@ -211,6 +211,8 @@ pub struct FakeCluster {
     pub refuse_commits: Mutex<Option<FsError>>,
     pub reported: Mutex<Vec<(ChunkServerId, bool)>>,
     pub map_read_only: AtomicBool,
+    /// Of each chunk of which replicas failed, whether it was called blank.
+    pub called_blank: Mutex<Vec<(ChunkIndex, bool)>>,
     /// Neither commits nor syncs are answered before one of each has been asked for.
     pub meeting: AtomicBool,
     pub committing: AtomicBool,
@@ -271,6 +273,7 @@ impl FakeCluster {
             refuse_commits: Mutex::default(),
             reported: Mutex::default(),
             map_read_only: AtomicBool::new(false),
+            called_blank: Mutex::default(),
             meeting: AtomicBool::new(false),
             committing: AtomicBool::new(false),
         });
@@ -644,12 +647,13 @@ impl FileMeta for FakeCluster {
     fn replica_failed(
         &self,
         ino: Ino,
-        index: ChunkIndex,
-        chunk: ChunkId,
-        version: ChunkVersion,
+        seen: &ChunkLocation,
         servers: Vec<ChunkServerId>,
+        blank: bool,
     ) -> BoxFuture<'_, Result<ChunkLocation, FsError>> {
+        let ChunkLocation { index, chunk, version, .. } = *seen;
         Box::pin(async move {
+            self.called_blank.lock().push((index, blank));
             tokio::task::yield_now().await;
             let mut meta = self.settled()?;
             let (current, replicas) = meta.replicas[&chunk].clone();

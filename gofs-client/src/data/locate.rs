@@ -88,8 +88,7 @@ impl FileData {
             return Ok(());
         }
         // A leader that has not led for long does not know where the chunk was to be, and waits for servers that may have it.
-        let blank = self.totals.change(file, |state| state.chunks.claim(seen));
-        let mut claim = Claim { data: self, file, index: seen.index, answer: None };
+        let (mut claim, blank) = self.claim(file, seen);
         let answer = self.location_to_write(file, seen, blank).await;
         claim.answer = answer.as_ref().ok().cloned();
         drop(claim);
@@ -113,20 +112,26 @@ impl FileData {
         drop(file.chunked().map.lock().await);
     }
 
+    /// Whether nothing in the chunk was ever acknowledged, which stays so until the claim is dropped.
+    fn claim<'a>(&'a self, file: &'a File, seen: &ChunkLocation) -> (Claim<'a>, bool) {
+        let blank = self.totals.change(file, |state| state.chunks.claim(seen));
+        (Claim { data: self, file, index: seen.index, answer: None }, blank)
+    }
+
     async fn location_to_write(
         &self,
         file: &File,
         seen: &ChunkLocation,
-        blank: bool,
+        is_blank: bool,
     ) -> Result<ChunkLocation, FsError> {
-        let blank = if blank { vec![seen.chunk] } else { Vec::new() };
+        let blank = if is_blank { vec![seen.chunk] } else { Vec::new() };
         let found = self.meta.allocate(file.ino, vec![seen.index], blank).await?;
         let location = found.into_iter().find(|location| location.index == seen.index).ok_or(FsError::Io)?;
         if location.version != READ_ONLY || location.chunk != seen.chunk {
             return Ok(location);
         }
         // Nobody failed here: asks for the version to be raised over replicas that are away.
-        self.meta.replica_failed(file.ino, seen.index, seen.chunk, READ_ONLY, Vec::new()).await
+        self.meta.replica_failed(file.ino, &location, Vec::new(), is_blank).await
     }
 
     /// Has the servers taken off the chunk that did not take a write, unless that was done since.
@@ -140,8 +145,11 @@ impl FileData {
         if self.has_moved(file, seen) {
             return Ok(());
         }
-        let location =
-            self.meta.replica_failed(file.ino, seen.index, seen.chunk, seen.version, servers).await?;
+        let (mut claim, blank) = self.claim(file, seen);
+        let answer = self.meta.replica_failed(file.ino, seen, servers, blank).await;
+        claim.answer = answer.as_ref().ok().cloned();
+        drop(claim);
+        let location = answer?;
         self.totals.change(file, |state| state.chunks.moved(location));
         Ok(())
     }

@@ -36,14 +36,14 @@ pub trait FileMeta: Send + Sync + 'static {
     /// of them before, or together with, the next edit of the file that is committed. `None`: it must be asked.
     fn place(&self, ino: Ino, indexes: &[ChunkIndex]) -> Option<Vec<ChunkLocation>>;
 
-    /// `servers` did not take a write to the chunk at `version`: the location without them.
+    /// `servers` did not take a write to the chunk, which was thought to be there: the location without them. `blank`: nothing in
+    /// it was ever acknowledged; it is placed anew where the others do not have it.
     fn replica_failed(
         &self,
         ino: Ino,
-        index: ChunkIndex,
-        chunk: ChunkId,
-        version: ChunkVersion,
+        seen: &ChunkLocation,
         servers: Vec<ChunkServerId>,
+        blank: bool,
     ) -> BoxFuture<'_, Result<ChunkLocation, FsError>>;
 
     /// A read found bad bytes (`corrupt`) or no chunk on a server. Returns at once.

@@ -166,6 +166,23 @@ async fn a_chunk_in_which_nothing_was_acknowledged_goes_elsewhere_when_its_serve
 }
 
 #[tokio::test]
+async fn when_replicas_fail_a_chunk_is_called_blank_only_where_nothing_in_it_was_acknowledged() {
+    let mount = Mount::new(|_| {}).await;
+    mount.write(0, &pattern(10_000, 1)).await;
+    mount.flush().await;
+    mount.cluster.allocate(INO, vec![ChunkIndex(1)], Vec::new()).await.unwrap();
+    for (index, is_blank) in [(0, false), (1, true)] {
+        let lost = &mount.cluster.replicas(INO, index)[0];
+        lost.down.store(true, Ordering::Relaxed);
+        mount.write(u64::from(index) * CHUNK, &pattern(10_000, 2)).await;
+        mount.flush().await;
+        let called = std::mem::take(&mut *mount.cluster.called_blank.lock());
+        assert_eq!(called, [(ChunkIndex(index), is_blank)]);
+        lost.down.store(false, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
 async fn a_chunk_that_was_called_blank_is_written_also_where_nobody_waited_for_the_answer() {
     let mount = Mount::new(|_| {}).await;
     mount.write(0, &pattern(10_000, 1)).await;

@@ -218,7 +218,7 @@ pub(super) async fn replica_failed(
     }
     let failed: Vec<ChunkServerId> = request.servers.iter().copied().map(ChunkServerId).collect();
     let chunks = &member.term.shared.chunks;
-    let moved = chunks.replica_failed(chunk, ChunkVersion(request.version), &failed).await;
+    let moved = chunks.replica_failed(chunk, ChunkVersion(request.version), &failed, request.blank).await;
     let (version, replicas) = moved.map_err(busy)?;
     let blocks_4k = member.tree().chunk(ino, index)?.map_or(0, |reference| reference.blocks_4k);
     let chunk = Some(to_wire(index, chunk, blocks_4k, version, replicas));

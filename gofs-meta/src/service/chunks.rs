@@ -19,12 +19,13 @@ pub trait Chunks: Send + Sync + 'static {
     fn place(&self, goal: u32) -> Result<Servers, FsError>;
     /// A new chunk was committed; these servers will have it.
     fn assigned(&self, chunk: ChunkId, version: ChunkVersion, servers: &[ChunkServerId]);
-    /// These servers did not take a write: commits a version without them.
+    /// These servers did not take a write: commits a version without them. `blank`: as for [`Chunks::for_writing`].
     fn replica_failed<'a>(
         &'a self,
         chunk: ChunkId,
         version: ChunkVersion,
         failed: &'a [ChunkServerId],
+        blank: bool,
     ) -> BoxFuture<'a, Result<(ChunkVersion, Servers), FsError>>;
     /// A read found no chunk, or bad bytes.
     fn bad_replica(&self, chunk: ChunkId, server: ChunkServerId, corrupt: bool);
@@ -56,8 +57,9 @@ impl Chunks for ChunkService {
         chunk: ChunkId,
         version: ChunkVersion,
         failed: &'a [ChunkServerId],
+        blank: bool,
     ) -> BoxFuture<'a, Result<(ChunkVersion, Servers), FsError>> {
-        Box::pin(ChunkService::replica_failed(self, chunk, version, failed))
+        Box::pin(ChunkService::replica_failed(self, chunk, version, failed, blank))
     }
 
     fn bad_replica(&self, chunk: ChunkId, server: ChunkServerId, corrupt: bool) {

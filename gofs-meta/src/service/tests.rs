@@ -54,6 +54,7 @@ impl Chunks for Paper {
         _: ChunkId,
         version: ChunkVersion,
         failed: &'a [ChunkServerId],
+        _: bool,
     ) -> BoxFuture<'a, Result<(ChunkVersion, Servers), FsError>> {
         let left = servers().into_iter().filter(|(server, _)| !failed.contains(server)).collect();
         Box::pin(async move { Ok((version.next(), left)) })
@@ -245,8 +246,14 @@ async fn a_failed_replica_is_left_out_of_ones_own_chunks_only() {
         .unwrap()
         .chunks
         .remove(0);
-    let failed =
-        wire::ReplicaFailed { ino: ino.0, index: 0, chunk: chunk.chunk, version: 1, servers: vec![1] };
+    let failed = wire::ReplicaFailed {
+        ino: ino.0,
+        index: 0,
+        chunk: chunk.chunk,
+        version: 1,
+        servers: vec![1],
+        blank: false,
+    };
     let moved = world.call(failed.clone()).await.unwrap().chunk.unwrap();
     assert_eq!((moved.version, moved.replicas.len(), moved.replicas[0].server), (2, 1, 2));
     for wrong in

@@ -19,23 +19,25 @@ use crate::{
 impl ChunkService {
     /// A writer says that these replicas did not take its bytes. They are left out: the others move to a new
     /// version, which is committed and answered. A call with an old version gets the
-    /// present location. `Io` where every replica is said to have failed, `Busy` where it cannot be said now: answer
+    /// present location. A chunk that nobody has is placed anew where it is `blank`: nothing in it was ever acknowledged to the one
+    /// session that may write it. `Io` where every replica is said to have failed, `Busy` where it cannot be said now: answer
     /// RETRY; `NotFound` where the chunk is not there.
     pub async fn replica_failed(
         &self,
         chunk: ChunkId,
         version: ChunkVersion,
         failed: &[ChunkServerId],
+        blank: bool,
     ) -> Result<(ChunkVersion, Servers), FsError> {
         let live = || self.record(chunk).filter(|record| !record.deleted).ok_or(FsError::NotFound);
         if live()?.version == version {
             let changing = Changing::wait_to_begin(self, chunk).await?;
             let record = live()?;
             if record.version == version {
-                return self.leave_out(&changing, &record, failed).await;
+                return self.leave_out(&changing, &record, failed, blank).await;
             }
         }
-        match self.for_writing(chunk, false).await {
+        match self.for_writing(chunk, blank).await {
             Location::At { version, servers } => Ok((version, servers)),
             Location::Wait | Location::Unwritten | Location::Absent { may_return: true } => {
                 Err(FsError::Busy)
@@ -50,13 +52,14 @@ impl ChunkService {
         changing: &Changing<'_>,
         record: &ChunkRecord,
         failed: &[ChunkServerId],
+        blank: bool,
     ) -> Result<(ChunkVersion, Servers), FsError> {
         let chunk = changing.chunk();
         tracing::warn!(chunk = chunk.0, version = record.version.0, ?failed, "replicas failed in a write");
         let unseen = self.never_seen(chunk, record);
         match changing.replicas(Wanted { without: failed, ..Wanted::default() }).await {
             Changed::Committed { version, holders, .. } => Ok((version, self.addresses(&holders))),
-            Changed::NoSurvivor if unseen && self.someone_lacks(chunk, failed) => {
+            Changed::NoSurvivor if blank && unseen && self.someone_lacks(chunk, record, failed) => {
                 changing.place_anew(record, failed).await
             }
             // Servers have not had the time to say what they have.
@@ -109,7 +112,7 @@ impl ChunkService {
     }
 
     /// Whether the chunk was placed in this term, is as it was placed, and neither a server nor a
-    /// flush ever said that there are bytes in it.
+    /// flush ever said that there are bytes in it. What is older than where it was placed last does not count.
     pub(super) fn never_seen(&self, chunk: ChunkId, record: &ChunkRecord) -> bool {
         let leader = self.leader.lock();
         let new = leader.directory.entry(chunk).is_some_and(|entry| {
@@ -117,6 +120,7 @@ impl ChunkService {
                 && entry
                     .replicas
                     .iter()
+                    .filter(|replica| replica.version >= record.version)
                     .all(|replica| !replica.confirmed && replica.version == record.version)
         });
         drop(leader);
@@ -125,23 +129,31 @@ impl ChunkService {
 
     /// Whether a live server outside `failed` was promised the chunk and, after it was asked, still has
     /// not got it: so nothing was ever acknowledged on all of them.
-    pub(super) fn someone_lacks(&self, chunk: ChunkId, failed: &[ChunkServerId]) -> bool {
+    pub(super) fn someone_lacks(
+        &self,
+        chunk: ChunkId,
+        record: &ChunkRecord,
+        failed: &[ChunkServerId],
+    ) -> bool {
         let leader = self.leader.lock();
         leader.directory.entry(chunk).is_some_and(|entry| {
             entry.replicas.iter().any(|replica| {
                 !replica.confirmed
+                    && replica.version == record.version
                     && !failed.contains(&replica.server)
                     && leader.servers.is_alive(replica.server)
             })
         })
     }
 
-    /// Whether another server has the chunk, which is dead or did not answer and may do so later.
+    /// Whether another server has the chunk, or may have it and had no time to say so, which is dead or did not answer and may do so
+    /// later.
     fn others_exist(&self, chunk: ChunkId, version: ChunkVersion, failed: &[ChunkServerId]) -> bool {
-        let leader = self.leader.lock();
+        let (leader, now) = (self.leader.lock(), Instant::now());
+        let is_fresh = |since| now.saturating_duration_since(since) < self.config.promise;
         leader.directory.entry(chunk).is_some_and(|entry| {
             entry.replicas.iter().any(|replica| {
-                replica.confirmed
+                (replica.confirmed || is_fresh(replica.since))
                     && replica.version >= version
                     && !replica.corrupt
                     && !failed.contains(&replica.server)

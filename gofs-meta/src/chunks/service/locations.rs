@@ -37,8 +37,8 @@ impl ChunkService {
 
     /// Replicas to write to. Where some that may hold the version are away it is raised on the others
     /// first, so that those away cannot come back as current without the write. An old chunk
-    /// that nobody ever wrote and nobody has is placed anew; where it is `blank`, also if a server that is away may have it: nothing in
-    /// it was ever acknowledged to the one session that may write it. [`Location::Wait`]: answer RETRY.
+    /// that nobody ever wrote and nobody has is placed anew; where it is `blank`, also if a server that is away may have it, or those that
+    /// were to have it do not say so: nothing in it was ever acknowledged to the one session that may write it. [`Location::Wait`]: answer RETRY.
     pub async fn for_writing(&self, chunk: ChunkId, blank: bool) -> Location {
         let Some(record) = self.record(chunk) else { return Location::NoChunk };
         let write = {
@@ -61,7 +61,7 @@ impl ChunkService {
                         Location::At { version, servers: self.addresses(&holders) }
                     }
                     // Those that are there were promised the chunk and say that nobody ever wrote it.
-                    Changed::NoSurvivor if unseen && self.someone_lacks(chunk, &[]) => {
+                    Changed::NoSurvivor if blank && unseen && self.someone_lacks(chunk, &record, &[]) => {
                         self.anew(&changing, &record).await
                     }
                     Changed::NoSurvivor | Changed::Lost => Location::Wait,

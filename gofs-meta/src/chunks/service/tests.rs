@@ -122,6 +122,12 @@ impl Meta {
     }
 }
 
+/// Whether the leader knows from the server itself that it has the chunk.
+fn has_told(meta: &Meta, server: ChunkServerId, chunk: ChunkId) -> bool {
+    let leader = meta.chunks.leader.lock();
+    leader.directory.entry(chunk).and_then(|entry| entry.on(server)).is_some_and(|replica| replica.confirmed)
+}
+
 async fn serve(group: &Arc<MetaGroup>, config: ChunkConfig) -> (Arc<ChunkService>, String, JoinHandle<()>) {
     let chunks = ChunkService::new(group.clone(), config);
     until("the chunk side has taken up the term", || chunks.leader.lock().term != 0).await;
@@ -369,14 +375,14 @@ async fn a_failed_replica_is_left_out_and_a_mute_one_too() {
     let chunk = meta.write_chunk(0, 3, &servers).await;
     servers[1].held.lock().mute = true;
     let old = ChunkVersion(1);
-    let (version, left) = meta.chunks.replica_failed(chunk, old, &[servers[0].id]).await.unwrap();
+    let (version, left) = meta.chunks.replica_failed(chunk, old, &[servers[0].id], false).await.unwrap();
     assert_eq!(left.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [servers[2].id]);
     assert_eq!((committed(&meta, chunk), servers[2].version(chunk)), (version, Some(version)));
     // Late, with the old version: the present location, and nothing moves.
-    let again = meta.chunks.replica_failed(chunk, old, &[servers[2].id]).await.unwrap();
+    let again = meta.chunks.replica_failed(chunk, old, &[servers[2].id], false).await.unwrap();
     assert_eq!(again, (version, left));
     assert_eq!(
-        meta.chunks.replica_failed(chunk, version, &[servers[2].id]).await,
+        meta.chunks.replica_failed(chunk, version, &[servers[2].id], false).await,
         Err(gofs_tree::FsError::Io),
         "the last one cannot be left out"
     );
@@ -449,7 +455,7 @@ async fn a_new_leader_places_a_chunk_anew_that_its_writer_calls_blank_although_a
     let held: Vec<_> = servers.iter().map(|server| (server.id, server.held.clone())).collect();
     drop(servers);
     meta.restart().await;
-    let failed = meta.chunks.replica_failed(chunk, version, &[holder]).await;
+    let failed = meta.chunks.replica_failed(chunk, version, &[holder], false).await;
     assert_eq!(failed, Err(gofs_tree::FsError::Busy), "nobody had time to report");
     let mut back = Vec::new();
     for (id, held) in held.into_iter().filter(|(id, _)| *id != holder) {
@@ -492,10 +498,37 @@ async fn a_chunk_whose_first_write_failed_on_one_server_is_placed_anew_when_the_
         leader.servers.is_alive(id) && on(&leader).is_none()
     })
     .await;
-    let Location::At { version: anew, servers: found } = meta.chunks.for_writing(chunk, false).await else {
+    let Location::At { version: anew, servers: found } = meta.chunks.for_writing(chunk, true).await else {
         panic!("it has no place")
     };
     assert!(anew > version && found.len() == 2, "{anew:?} {found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_that_its_writer_calls_blank_is_placed_anew_as_often_as_it_must_be_and_no_other() {
+    let mut meta = Meta::start().await;
+    let servers = fakes(&meta, 1..=3).await;
+    meta.make_file(2).await;
+    let (chunk, version) = (ChunkId(1), ChunkVersion(1));
+    meta.one.edit(EditOp::AddChunk { ino: FILE, index: ChunkIndex(0), chunk }).await;
+    meta.chunks.assigned(chunk, version, &[servers[0].id, servers[1].id]);
+    let failed = [servers[0].id];
+    let kept = meta.chunks.replica_failed(chunk, version, &failed, false).await;
+    assert_eq!(
+        kept,
+        Err(gofs_tree::FsError::Busy),
+        "the other one may have what was acknowledged, and say so late"
+    );
+    let (anew, places) = meta.chunks.replica_failed(chunk, version, &failed, true).await.unwrap();
+    assert!(anew > version && places.iter().all(|(server, _)| *server != failed[0]), "{places:?}");
+    // It had taken the first write after all, and says so now: that was acknowledged to nobody.
+    servers[1].put(chunk, version).await;
+    let id = servers[1].id;
+    until("it has told of it", || has_told(&meta, id, chunk)).await;
+    let Location::At { version: again, .. } = meta.chunks.for_writing(chunk, true).await else {
+        panic!("it has no place")
+    };
+    assert!(again > anew);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -506,8 +539,9 @@ async fn a_corrupt_replica_is_replaced_and_then_deleted() {
     let chunk = meta.write_chunk(0, 2, &servers).await;
     let bad = servers.iter().find(|server| server.version(chunk).is_some()).unwrap();
     bad.held.lock().chunks.insert(chunk, (ChunkVersion(1), true, false));
-    meta.chunks.bad_replica(chunk, bad.id, true);
     let id = bad.id;
+    until("it has told of it", || has_told(&meta, id, chunk)).await;
+    meta.chunks.bad_replica(chunk, id, true);
     until("two others hold it", || {
         let version = committed(&meta, chunk);
         version > ChunkVersion(1) && holders(&servers, chunk, version) == 2 && bad.version(chunk).is_none()
@@ -579,6 +613,7 @@ async fn a_replica_that_a_reader_misses_is_asked_for_and_left_out() {
     let servers = fakes(&meta, 1..=2).await;
     meta.make_file(2).await;
     let chunk = meta.write_chunk(0, 2, &servers).await;
+    until("it has told of it", || has_told(&meta, servers[0].id, chunk)).await;
     meta.chunks.bad_replica(chunk, servers[0].id, false);
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(committed(&meta, chunk), ChunkVersion(1), "it is there after all");
