@@ -1,7 +1,8 @@
 //! A name that all mounts fight over: made exclusively, removed, looked up, listed.
 //!
 //! A mount whose session ends loses, of what it did there and was acknowledged, at most the end: some number of its first
-//! changes stay, and what it saw after the first lost one was a world that never was. So every such number is tried.
+//! changes stay, and what it saw after the first lost one was a world that never was. So every such number is tried. What was under way
+//! when the session ended may be done in the next one.
 
 use std::collections::BTreeSet;
 
@@ -46,13 +47,30 @@ pub fn check(history: &[Entry], fences: &[Vec<Fence>]) -> Option<String> {
         cuts.extend(fences.iter().map(|fence| (mount, *fence)));
     }
     cuts.sort_by_key(|(_, fence)| fence.begun);
-    explain(&history, &cuts, 0, &BTreeSet::new()).err()
+    explain(&history, &cuts, 0, &Taken::default()).err().map(|wrong| wrong.text)
 }
 
-/// Chooses for the fences from number `next` on what they took, besides `lost`.
-fn explain(history: &[Entry], cuts: &[Cut], next: usize, lost: &BTreeSet<usize>) -> Result<(), String> {
+/// What fences took, by number in the history.
+#[derive(Clone, Debug, Default)]
+struct Taken {
+    /// It had no effect.
+    lost: BTreeSet<usize>,
+    /// It may have had none, or one under the next session.
+    unsure: BTreeSet<usize>,
+}
+
+/// What cannot be explained.
+#[derive(Clone, Debug)]
+struct Wrong {
+    /// When that was: the best explanation gets furthest.
+    at: Stamp,
+    text: String,
+}
+
+/// Chooses for the fences from number `next` on what they took, besides what is `taken`.
+fn explain(history: &[Entry], cuts: &[Cut], next: usize, taken: &Taken) -> Result<(), Wrong> {
     let Some((mount, fence)) = cuts.get(next) else {
-        return ordered(history, cuts, lost, Stamp::MAX);
+        return ordered(history, cuts, taken, Stamp::MAX);
     };
     let until = cuts.get(next + 1).map_or(Stamp::MAX, |(_, later)| later.begun.saturating_sub(REACHED_NS));
     let within: Vec<usize> = (0..history.len())
@@ -63,32 +81,39 @@ fn explain(history: &[Entry], cuts: &[Cut], next: usize, lost: &BTreeSet<usize>)
         .collect();
     let changes: Vec<usize> =
         within.iter().copied().filter(|&i| history[i].is_change() && !history[i].failed).collect();
-    let mut first_reason = None;
+    let mut furthest: Option<Wrong> = None;
     for kept in (0..=changes.len()).rev() {
-        let mut lost = lost.clone();
+        let mut taken = taken.clone();
         if let Some(&first_lost) = changes.get(kept) {
-            lost.extend(within.iter().filter(|&&i| i >= first_lost));
+            for &i in within.iter().filter(|&&i| i >= first_lost) {
+                let goes_on = changes.contains(&i) && history[i].ended >= fence.begun;
+                if goes_on {
+                    taken.unsure.insert(i)
+                } else {
+                    taken.lost.insert(i)
+                };
+            }
         }
         let result =
-            ordered(history, cuts, &lost, until).and_then(|()| explain(history, cuts, next + 1, &lost));
+            ordered(history, cuts, &taken, until).and_then(|()| explain(history, cuts, next + 1, &taken));
         match result {
             Ok(()) => return Ok(()),
-            Err(reason) => first_reason = first_reason.or(Some(reason)),
+            Err(wrong) if furthest.as_ref().is_none_or(|other| other.at < wrong.at) => furthest = Some(wrong),
+            Err(_) => {}
         }
     }
-    Err(first_reason.unwrap_or_default())
+    Err(furthest.expect("one number of changes at least was tried"))
 }
 
 /// Whether there is an order of what was not lost and began before `until`. What returned later may be explained by what began
 /// later, and is not judged yet.
-fn ordered(history: &[Entry], cuts: &[Cut], lost: &BTreeSet<usize>, until: Stamp) -> Result<(), String> {
-    let used: Vec<&Entry> = history
+fn ordered(history: &[Entry], cuts: &[Cut], taken: &Taken, until: Stamp) -> Result<(), Wrong> {
+    let (numbers, used): (Vec<usize>, Vec<&Entry>) = history
         .iter()
         .enumerate()
-        .filter(|(i, entry)| !lost.contains(i) && entry.begun < until)
-        .map(|(_, entry)| entry)
-        .collect();
-    let taken: BTreeSet<u64> = used
+        .filter(|(i, entry)| !taken.lost.contains(i) && entry.begun < until)
+        .unzip();
+    let made: BTreeSet<u64> = used
         .iter()
         .filter_map(|entry| match entry.action {
             Action::Take(inode) if inode != UNKNOWN => Some(inode),
@@ -98,19 +123,19 @@ fn ordered(history: &[Entry], cuts: &[Cut], lost: &BTreeSet<usize>, until: Stamp
     let strangers: BTreeSet<u64> = used
         .iter()
         .filter_map(|entry| match entry.action {
-            Action::Read(Some(inode)) if !taken.contains(&inode) => Some(inode),
+            Action::Read(Some(inode)) if !made.contains(&inode) => Some(inode),
             _ => None,
         })
         .collect();
     let (mut events, mut entries) = (Vec::new(), Vec::new());
-    for entry in &used {
+    for (number, entry) in numbers.iter().zip(&used) {
         let actions = match entry.action {
             Action::Take(UNKNOWN) => strangers.iter().map(|&inode| Action::Take(inode)).collect(),
             action => vec![action],
         };
         let ended = if entry.failed { effect_until(entry, cuts) } else { entry.ended };
         for action in actions {
-            let optional = entry.failed || entry.ended >= until;
+            let optional = entry.failed || entry.ended >= until || taken.unsure.contains(number);
             events.push(Event { begun: entry.begun, ended, action, optional });
             entries.push(*entry);
         }
@@ -133,7 +158,7 @@ fn ordered(history: &[Entry], cuts: &[Cut], lost: &BTreeSet<usize>, until: Stamp
                 )
             })
             .collect();
-        format!(
+        let text = format!(
             "no order explains mount {} {} to {} {:?}, where {:?} was held; until then:{}",
             entry.mount,
             show(entry.begun),
@@ -141,7 +166,8 @@ fn ordered(history: &[Entry], cuts: &[Cut], lost: &BTreeSet<usize>, until: Stamp
             entry.action,
             impossible.held,
             near[near.len().saturating_sub(24)..].concat()
-        )
+        );
+        Wrong { at: entry.ended, text }
     })
 }
 
@@ -242,6 +268,22 @@ mod tests {
         let history = |seen| [entry(1, 11, Action::Read(None)), long(seen), entry(1, 55, Action::Take(4))];
         assert!(check(&history(Action::Read(Some(4))), &fences).is_none());
         assert!(check(&history(Action::Read(Some(5))), &fences).is_some(), "nobody made it");
+    }
+
+    #[test]
+    fn what_was_under_way_at_a_fence_may_be_done_after_it() {
+        let long = |action| Entry { begun: 12 * S, ended: 46 * S, ..entry(0, 12, action) };
+        let history = |action, last| {
+            [entry(0, 11, Action::Take(1)), long(action), entry(1, 30, Action::Take(7)), entry(1, 50, last)]
+        };
+        for end in [Action::Read(None), Action::Read(Some(7))] {
+            assert!(check(&history(Action::Free, end), &fenced(12, 45)).is_none(), "{end:?}");
+        }
+        assert!(check(&history(Action::Free, Action::Read(Some(1))), &fenced(12, 45)).is_some());
+        let again = [entry(1, 47, Action::Free), entry(1, 51, Action::Free)];
+        let twice = [&history(Action::Take(2), Action::Read(Some(2)))[..], &again].concat();
+        assert!(check(&twice[..3], &fenced(12, 45)).is_none());
+        assert!(check(&twice, &fenced(12, 45)).is_some(), "it was done, but not when nothing was there");
     }
 
     #[test]
