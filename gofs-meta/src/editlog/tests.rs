@@ -58,6 +58,20 @@ fn copy_dir(from: &Path, to: &Path) {
 }
 
 #[test]
+fn a_log_that_cannot_be_written_any_more_is_closed_with_the_reason_and_does_not_hang() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = EditLog::open(&config(dir.path(), 1 << 20)).unwrap();
+    fs::remove_dir_all(dir.path().join("log")).unwrap();
+    let (sender, receiver) = channel();
+    log.save_vote(b"vote".to_vec(), Box::new(move |result| sender.send(result).unwrap()));
+    receiver.recv().unwrap().unwrap_err();
+    let (sender, closed) = channel();
+    std::thread::spawn(move || sender.send(log.close()));
+    let closed = closed.recv_timeout(std::time::Duration::from_secs(20));
+    closed.expect("its thread ends").unwrap_err();
+}
+
+#[test]
 fn golden_bytes_of_a_record_a_segment_and_a_vote() {
     let mut record = Vec::new();
     let position = LogPosition { term: 2, index: 4 };

@@ -65,7 +65,11 @@ impl LogWriter {
         let mut failure: Option<io::Error> = None;
         while let Ok(request) = requests.recv() {
             if let Some(error) = &failure {
+                let stop = request.is_stop();
                 request.refuse(error);
+                if stop {
+                    return;
+                }
                 continue;
             }
             let mut waiting = Vec::new();
@@ -85,16 +89,15 @@ impl LogWriter {
                 }
                 failure = result.err();
             }
-            match (next, &failure) {
-                (Some(request), Some(error)) => request.refuse(error),
-                (Some(request), None) => {
-                    let stop = matches!(request, Request::Stop { .. });
-                    failure = self.other(request).err();
-                    if stop {
-                        return;
-                    }
+            if let Some(request) = next {
+                let stop = request.is_stop();
+                match &failure {
+                    Some(error) => request.refuse(error),
+                    None => failure = self.other(request).err(),
                 }
-                (None, _) => {}
+                if stop {
+                    return;
+                }
             }
             if let Some(error) = &failure {
                 tracing::error!(dir = %self.dir.display(), %error, "the EditLog cannot be written; this MetaServer stops");
@@ -263,6 +266,10 @@ fn clone_error(error: &io::Error) -> io::Error {
 }
 
 impl Request {
+    fn is_stop(&self) -> bool {
+        matches!(self, Request::Stop { .. })
+    }
+
     pub fn refuse(self, error: &io::Error) {
         match self {
             Request::Write { done, .. }
