@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use super::copy::{Pace, copy};
 use crate::service::{Service, blocking};
+use crate::store::Doubt;
 
 /// Copies at once. Those of small chunks wait for round trips and for the disk; the MetaServer orders few large ones, and
 /// says how fast all of them together may be.
@@ -94,7 +95,9 @@ async fn carry_out(service: &Arc<Service>, pace: &Pace, body: instruction::Body)
         }
         instruction::Body::SetVersion(order) => {
             let (from, to) = (ChunkVersion(order.from), ChunkVersion(order.to));
-            blocking(|| store.set_version(ChunkId(order.chunk), from, to)).map_err(|error| text(&error))
+            let doubt = if order.sure { Doubt::Refused } else { Doubt::Ends };
+            blocking(|| store.set_version(ChunkId(order.chunk), from, to, doubt))
+                .map_err(|error| text(&error))
         }
         instruction::Body::Verify(order) => {
             blocking(|| store.verify(ChunkId(order.chunk))).map_err(|error| text(&error))

@@ -127,6 +127,15 @@ pub enum Life {
     Gone,
 }
 
+/// What becomes of a doubt where the version is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// It ends: whoever moves the version knows of it, and has chosen what counts.
+    Ends,
+    /// A replica in doubt is refused: whoever moves the version knows of none.
+    Refused,
+}
+
 /// One chunk.
 #[derive(Clone, Debug, Default)]
 pub struct ChunkState {

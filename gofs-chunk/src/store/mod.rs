@@ -28,6 +28,7 @@ use rand::RngExt;
 pub use block::{BLOCK_LEN, BLOCKS_MAX, BlockRange, BlockSum, append_crc};
 pub use boot::BootId;
 pub use changes::{Changes, ChunkInfo, Taken};
+pub use chunk::Doubt;
 pub use disk::{Ack, BeforeAck, ChunkStat, Data, Disk, DiskStatus, OpenError, Verified, WriteMode};
 pub use error::StoreError;
 pub use file::{FileWatch, Watch};
@@ -404,14 +405,15 @@ impl Store {
         Ok(())
     }
 
-    /// Moves the version; durable when this returns.
+    /// Moves the version; durable when this returns. Nothing happens where it is `to` already.
     pub fn set_version(
         &self,
         chunk: ChunkId,
         from: ChunkVersion,
         to: ChunkVersion,
+        doubt: Doubt,
     ) -> Result<(), StoreError> {
-        self.find(chunk)?.set_version(chunk, from, to)
+        self.find(chunk)?.set_version(chunk, from, to, doubt)
     }
 
     /// Deletes the chunk where its version is at most `version`. One that is not here is deleted already.

@@ -486,10 +486,20 @@ async fn versions_move_and_chunks_go_as_instructed() {
     let dir = tempfile::tempdir().unwrap();
     let node = node(dir.path()).await;
     put(&node.link, &write(1, 1, 0, b"bytes", vec![]), b"bytes").await.unwrap();
-    node.meta.instruct(Body::SetVersion(SetVersion { chunk: 1, from: 1, to: 4 })).await.unwrap();
-    node.meta.instruct(Body::SetVersion(SetVersion { chunk: 1, from: 1, to: 4 })).await.unwrap();
-    assert!(node.meta.instruct(Body::SetVersion(SetVersion { chunk: 1, from: 1, to: 5 })).await.is_err());
-    assert!(node.meta.instruct(Body::SetVersion(SetVersion { chunk: 2, from: 1, to: 5 })).await.is_err());
+    node.meta.instruct(Body::SetVersion(SetVersion { chunk: 1, from: 1, to: 4, sure: true })).await.unwrap();
+    node.meta.instruct(Body::SetVersion(SetVersion { chunk: 1, from: 1, to: 4, sure: true })).await.unwrap();
+    assert!(
+        node.meta
+            .instruct(Body::SetVersion(SetVersion { chunk: 1, from: 1, to: 5, sure: true }))
+            .await
+            .is_err()
+    );
+    assert!(
+        node.meta
+            .instruct(Body::SetVersion(SetVersion { chunk: 2, from: 1, to: 5, sure: true }))
+            .await
+            .is_err()
+    );
     assert_eq!(code(put(&node.link, &write(1, 1, 0, b"x", vec![]), b"x").await), Code::StaleChunk);
     node.meta.chunk(1, |state| state.version == 4).await;
     node.meta.instruct(Body::Verify(VerifyChunk { chunk: 1 })).await.unwrap();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use gofs_chunk::store::{Ack, BLOCK_LEN, BootId, Store, StoreError, StoreOptions, WriteMode};
+use gofs_chunk::store::{Ack, BLOCK_LEN, BootId, Doubt, Store, StoreError, StoreOptions, WriteMode};
 use gofs_tree::{ChunkId, ChunkVersion};
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -300,7 +300,10 @@ fn only_chunks_that_may_lack_writes_are_in_doubt_after_a_power_cut() {
         "who asks for a version expects all of it"
     );
     assert_eq!(read(ChunkVersion(0)).unwrap(), b"bytes", "better than nothing");
-    store.set_version(chunk, version, version.next()).unwrap();
+    let raised = |doubt| store.set_version(chunk, version, version.next(), doubt);
+    assert!(matches!(raised(Doubt::Refused), Err(StoreError::Doubtful { .. })), "by who does not know of it");
+    assert_eq!(doubtful(&store), [true]);
+    raised(Doubt::Ends).unwrap();
     assert_eq!(doubtful(&store), [false], "until the version moves");
     assert_eq!(read(version.next()).unwrap(), b"bytes");
 }

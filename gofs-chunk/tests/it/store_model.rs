@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::support::{Model, Models, Seed, bytes, options, range, rng, seeds};
-use gofs_chunk::store::{Ack, Store, StoreError, StoreOptions, WriteMode};
+use gofs_chunk::store::{Ack, Doubt, Store, StoreError, StoreOptions, WriteMode};
 use gofs_tree::{ChunkId, ChunkVersion};
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -64,7 +64,7 @@ fn step(rng: &mut StdRng, store: &Store, models: &mut Models) {
         }
         18 => {
             if let Some(model) = models.get_mut(&chunk) {
-                store.set_version(id, version, version.next()).unwrap();
+                store.set_version(id, version, version.next(), Doubt::Refused).unwrap();
                 model.version += 1;
                 let stale = store.write(id, version, 0, b"old", WriteMode::Create, Ack::Cached);
                 assert!(matches!(stale, Err(StoreError::Stale { .. })));

@@ -38,6 +38,9 @@ pub enum Step {
         servers: Vec<(ChunkServerId, ChunkVersion)>,
         /// The version to take.
         to: ChunkVersion,
+        /// Whether a replica in doubt refuses: none that was asked is known to be. Its server may have lost its power
+        /// since it was heard of.
+        sure: bool,
     },
     /// Have the target copy the chunk from any of the sources.
     Copy {
@@ -121,6 +124,7 @@ impl Change {
         let staying = good.filter(|replica| !waits && !wanted.without.contains(&replica.server));
         let staying: Vec<&Replica> = staying.filter(|replica| !(sure && replica.doubtful)).collect();
         let staying = without_doubt(newest_of(staying));
+        let doubtful = staying.iter().any(|replica| replica.doubtful);
         let staying = staying.into_iter().map(|it| (it.server, it.version)).collect();
         let known = entry.replicas.iter().map(|replica| replica.version).max().unwrap_or(record.version);
         let mut change = Change {
@@ -133,7 +137,7 @@ impl Change {
             phase: Phase::Raise,
             copied: false,
         };
-        let step = change.raise(staying);
+        let step = change.raise(staying, !doubtful);
         (change, step)
     }
 
@@ -152,7 +156,7 @@ impl Change {
             return Step::NoSurvivor;
         }
         if stay.len() < self.asked.len() {
-            return self.raise(self.at_present(stay));
+            return self.raise(self.at_present(stay), true);
         }
         match self.target {
             Some(target) => {
@@ -167,7 +171,7 @@ impl Change {
         let made = self.target.take().filter(|target| yes.contains(target));
         self.copied = made.is_some();
         let Some(target) = made else {
-            return self.raise(self.at_present(self.asked.clone()));
+            return self.raise(self.at_present(self.asked.clone()), true);
         };
         self.asked.push(target);
         match self.leaving.take().filter(|server| self.asked.contains(server)) {
@@ -175,7 +179,7 @@ impl Change {
                 let others = self.asked.iter().copied().filter(|other| *other != server).collect();
                 let (version, others) = (self.to, self.at_present(others));
                 self.phase = Phase::Leave(server, version);
-                self.raise(others)
+                self.raise(others, true)
             }
             None => self.commit(),
         }
@@ -188,7 +192,7 @@ impl Change {
         }
         let mut all = self.at_present(stay);
         all.push((server, version));
-        self.raise(all)
+        self.raise(all, true)
     }
 
     fn asked_and(&self, yes: &[ChunkServerId]) -> Vec<ChunkServerId> {
@@ -199,13 +203,13 @@ impl Change {
         servers.into_iter().map(|server| (server, self.to)).collect()
     }
 
-    fn raise(&mut self, servers: Vec<(ChunkServerId, ChunkVersion)>) -> Step {
+    fn raise(&mut self, servers: Vec<(ChunkServerId, ChunkVersion)>, sure: bool) -> Step {
         if servers.is_empty() {
             return Step::NoSurvivor;
         }
         self.to = next_version(self.term, self.to);
         self.asked = servers.iter().map(|&(server, _)| server).collect();
-        Step::Raise { servers, to: self.to }
+        Step::Raise { servers, to: self.to, sure }
     }
 
     fn commit(&self) -> Step {

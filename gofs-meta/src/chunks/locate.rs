@@ -149,8 +149,8 @@ fn is_complete(view: &View<'_>, record: &Record, entry: &Entry) -> bool {
         })
 }
 
-/// Whether a server that is away for a short time has, or may have, a replica without doubt: those in doubt wait for it,
-/// because it has the writes that they may lack.
+/// Whether a server that is away for a short time, or has not listed its chunks yet, has, or may have, a replica without
+/// doubt: those in doubt wait for it, because it has the writes that they may lack.
 pub fn surer_one_is_away(view: &View<'_>, record: &Record, entry: &Entry) -> bool {
     let is_away = |server: &Server| {
         let since = server.down_since.filter(|_| !server.is_alive());
@@ -159,9 +159,10 @@ pub fn surer_one_is_away(view: &View<'_>, record: &Record, entry: &Entry) -> boo
     let is_surer =
         |replica: &Replica| replica.version >= record.version && !replica.corrupt && !replica.doubtful;
     let mut surer = entry.replicas.iter().filter(|replica| is_surer(replica));
+    let unseen = view.servers.iter().filter(|server| !server.listed_before);
+    let mut unseen = unseen.filter(|server| entry.on(server.id).is_none());
     surer.any(|replica| view.servers.get(replica.server).is_some_and(is_away))
-        || !knows_all(record, entry)
-            && view.servers.iter().any(|server| !server.listed_before && is_away(server))
+        || !knows_all(record, entry) && unseen.any(|server| server.is_alive() || is_away(server))
 }
 
 /// Whether every replica that there can be at the committed version is known.
@@ -405,6 +406,10 @@ mod tests {
         assert_eq!(world.read(), at(0, &[A]), "there is no other server");
         world.servers.know(B, "10.0.0.2:1".into(), BTreeMap::new(), world.began);
         assert_eq!(world.read(), waits);
+        // It is there, and its list of chunks is on its way.
+        let back = world.began + Duration::from_secs(10);
+        world.servers.connected(B, "10.0.0.2:1".into(), BTreeMap::new(), 2, back);
+        assert_eq!(world.write(11), Write::There(waits));
     }
 
     #[test]

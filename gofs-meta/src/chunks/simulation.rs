@@ -43,7 +43,7 @@ struct Host {
 /// An instruction on its way, perhaps to be carried out long after its sender gave up.
 #[derive(Clone, Debug)]
 enum Errand {
-    SetVersion { server: ChunkServerId, chunk: ChunkId, from: ChunkVersion, to: ChunkVersion },
+    SetVersion { server: ChunkServerId, chunk: ChunkId, from: ChunkVersion, to: ChunkVersion, sure: bool },
     Copy { target: ChunkServerId, chunk: ChunkId, version: ChunkVersion, sources: Vec<ChunkServerId> },
     Delete { server: ChunkServerId, chunk: ChunkId, version: ChunkVersion },
 }
@@ -168,6 +168,10 @@ impl Cluster {
         let server = self.servers.get_mut(id).unwrap();
         server.described = true;
         server.disks = vec![Disk { capacity_bytes: 100 << 30, free_bytes: 50 << 30, ..Disk::default() }];
+    }
+
+    /// A server's full list of chunks arrives, some time after it has connected.
+    fn list(&mut self, id: ChunkServerId) {
         self.directory.begin_list(id);
         for (&chunk, stored) in &self.hosts[&id].chunks {
             let line = Reported {
@@ -203,10 +207,10 @@ impl Cluster {
     /// Carries an errand out on its server, as a ChunkServer would; `true` = done.
     fn carry_out(&mut self, errand: &Errand) -> bool {
         let (server, chunk) = match *errand {
-            Errand::SetVersion { server, chunk, from, to } => {
+            Errand::SetVersion { server, chunk, from, to, sure } => {
                 let host = self.hosts.get_mut(&server).unwrap();
                 let Some(stored) = host.chunks.get_mut(&chunk).filter(|_| host.up) else { return false };
-                if stored.version != from && stored.version != to {
+                if stored.version != from && stored.version != to || stored.doubtful && sure {
                     return false;
                 }
                 stored.doubtful &= stored.version == to;
@@ -284,13 +288,15 @@ impl Cluster {
             }
             let mut yes = Vec::new();
             match step {
-                Step::Raise { servers, to } => {
+                Step::Raise { servers, to, sure } => {
                     self.raises += 1;
                     self.directory.asked(chunk, to);
-                    self.doubtful_may_win(chunk, &servers);
+                    if !sure {
+                        self.doubtful_may_win(chunk, &servers);
+                    }
                     for (server, from) in servers {
                         if self.servers.is_alive(server)
-                            && self.send(Errand::SetVersion { server, chunk, from, to })
+                            && self.send(Errand::SetVersion { server, chunk, from, to, sure })
                         {
                             self.directory.holds(server, chunk, to, self.now);
                             yes.push(server);
@@ -326,8 +332,9 @@ impl Cluster {
         }
     }
 
-    /// A raise ends doubt. It may reach a doubtful replica only where the leader knows none that is not, and one of them only:
-    /// then what it lacks, which was not synced, is lost with all others that had it.
+    /// A raise that is not sure ends doubt. It may reach a doubtful replica only where the leader knows none that is not, and
+    /// one of them only: then what it lacks, which was not synced, is lost with all others that had it. None of those is on a
+    /// server that is there, or that was there lately.
     fn doubtful_may_win(&mut self, chunk: ChunkId, raised: &[(ChunkServerId, ChunkVersion)]) {
         let stored = |id: &ChunkServerId| self.hosts[id].chunks.get(&chunk).copied();
         let Some(winner) = raised.iter().filter_map(|(id, _)| stored(id)).find(|it| it.doubtful) else {
@@ -341,6 +348,19 @@ impl Cluster {
             "a sure one is left behind: {}",
             self.story(chunk)
         );
+        let (view, committed) = (self.view(), self.state[&chunk].record.version);
+        for server in self.servers.iter() {
+            let stored = self.hosts[&server.id].chunks.get(&chunk);
+            let whole =
+                stored.is_some_and(|it| it.version >= committed && !it.doubtful && it.write > winner.write);
+            let away = server.down_since.map_or(Duration::ZERO, |since| view.now - since);
+            assert!(
+                !whole || away >= view.repair_after,
+                "one that {} has is not waited for: {}",
+                server.id,
+                self.story(chunk)
+            );
+        }
         let truth = self.state.get_mut(&chunk).unwrap();
         truth.acknowledged = truth.acknowledged.min(winner.write);
     }
@@ -703,6 +723,10 @@ impl Cluster {
             let reachable = self.hosts[&id].up && !self.hosts[&id].removed;
             if reachable && !self.servers.is_alive(id) && (calm || self.chance(50)) {
                 self.connect(id);
+            }
+            let listed = self.servers.get(id).is_none_or(|server| !server.is_alive() || server.listed);
+            if !listed && (calm || self.chance(60)) {
+                self.list(id);
             }
         }
         self.even = !calm;

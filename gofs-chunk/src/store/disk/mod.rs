@@ -32,7 +32,7 @@ pub use write::{Ack, BeforeAck, Data, WriteMode};
 
 use super::StoreOptions;
 use super::changes::{Changes, ChunkInfo};
-use super::chunk::{ChunkState, Life};
+use super::chunk::{ChunkState, Doubt, Life};
 use super::error::StoreError;
 use super::home::{Home, HomeKey};
 use super::identity::Claim;
@@ -336,12 +336,13 @@ impl Disk {
         self.log.sync(lsn).map_err(self.final_error("syncing the log in", &self.path))
     }
 
-    /// Moves the version; durable when this returns. Nothing happens where it is `to` already.
+    /// See [`Store::set_version`](crate::store::Store::set_version).
     pub fn set_version(
         &self,
         chunk: ChunkId,
         from: ChunkVersion,
         to: ChunkVersion,
+        doubt: Doubt,
     ) -> Result<(), StoreError> {
         self.check_up()?;
         let cell = self.cell(chunk).ok_or(StoreError::NoChunk { chunk })?;
@@ -351,6 +352,9 @@ impl Disk {
             if !state.is_live() {
                 return Err(StoreError::NoChunk { chunk });
             }
+            if state.doubtful && doubt == Doubt::Refused {
+                return Err(StoreError::Doubtful { chunk });
+            }
             if state.version == to {
                 state.last
             } else if state.version != from {
@@ -358,7 +362,6 @@ impl Disk {
             } else {
                 let lsn = self.append(chunk, &Change::SetVersion(to), &[])?.lsn;
                 state.version = to;
-                // Whoever moves the version has chosen what counts.
                 state.doubtful = false;
                 state.last = lsn;
                 self.tell(chunk, &cell, &state);

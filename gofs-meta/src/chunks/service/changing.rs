@@ -103,7 +103,7 @@ impl<'a> Changing<'a> {
         };
         loop {
             let yes = match step {
-                Step::Raise { servers, to } => self.raise(&servers, to).await,
+                Step::Raise { servers, to, sure } => self.raise(&servers, to, sure).await,
                 Step::Copy { target, mut sources, version } => {
                     // The one that the copy was charged to is asked first.
                     sources.sort_by_key(|source| planned.is_none_or(|copy| copy.source != *source));
@@ -154,7 +154,8 @@ impl<'a> Changing<'a> {
         let answer = {
             let mut leader = self.service.leader.lock();
             // A version set to what it is changes nothing and fails where it is not.
-            let set = cluster::SetVersion { chunk: self.chunk.0, from: version.0, to: version.0 };
+            let set =
+                cluster::SetVersion { chunk: self.chunk.0, from: version.0, to: version.0, sure: false };
             leader.instruct(server, instruction::Body::SetVersion(set))
         };
         tokio::time::timeout(self.service.config.answer_timeout, answer).await.ok()?.ok()
@@ -166,17 +167,18 @@ impl<'a> Changing<'a> {
         (leader.term == self.term).then_some(leader)
     }
 
-    /// Has servers move to a version; those that said yes. `None`: the term is over.
+    /// Has servers move to a version, those in doubt only where not `sure`; those that said yes. `None`: the term is over.
     async fn raise(
         &self,
         servers: &[(ChunkServerId, ChunkVersion)],
         to: ChunkVersion,
+        sure: bool,
     ) -> Option<Vec<ChunkServerId>> {
         let answers: Vec<_> = {
             let mut leader = self.leader()?;
             leader.directory.asked(self.chunk, to);
             let send = |&(server, from): &(ChunkServerId, ChunkVersion)| {
-                let set = cluster::SetVersion { chunk: self.chunk.0, from: from.0, to: to.0 };
+                let set = cluster::SetVersion { chunk: self.chunk.0, from: from.0, to: to.0, sure };
                 (server, leader.instruct(server, instruction::Body::SetVersion(set)))
             };
             servers.iter().map(send).collect()
