@@ -37,9 +37,23 @@ id!(
     ChunkId(u64), "c"
 );
 id!(
-    /// Moves whenever the set of replicas that hold a chunk's current bytes changes.
+    /// Moves whenever the set of replicas that hold a chunk's current bytes changes. From the top: the term of the leader
+    /// that chose it (40 bits), how often acknowledged writes may have been lost before it (8), a count (16).
     ChunkVersion(u64), "v"
 );
+
+impl ChunkVersion {
+    /// Bits of the count of one leader.
+    pub const COUNT_BITS: u32 = 16;
+    /// Bits of [`losses`](Self::losses).
+    pub const LOSSES_BITS: u32 = 8;
+
+    /// How often a replica that may lack acknowledged writes, none of which was synced, had to do for the chunk because
+    /// there was none without that doubt. It stops at the largest number.
+    pub fn losses(self) -> u64 {
+        (self.0 >> Self::COUNT_BITS) & ((1 << Self::LOSSES_BITS) - 1)
+    }
+}
 id!(
     /// A mount's session with the MetaServer cluster. Never reused; 0 is "none".
     SessionId(u64), "s"

@@ -11,6 +11,7 @@ pub fn failure(error: &StoreError) -> Failure {
     let code = match error {
         StoreError::NoChunk { .. } => Code::NoChunk,
         StoreError::Stale { .. } | StoreError::Doubtful { .. } => Code::StaleChunk,
+        StoreError::Lost { .. } => Code::LostWrites,
         StoreError::Corrupt { .. } => Code::Corrupt,
         StoreError::Invalid(_) => Code::BadRequest,
         StoreError::NoSpace { .. } => return fs(FsError::NoSpace, error),

@@ -14,7 +14,7 @@ use super::failure::{bad_request, failure};
 use super::order::Turn;
 use super::{Service, blocking};
 use crate::clock::BootTime;
-use crate::store::{Ack, BLOCK_LEN, BeforeAck, BlockSum, StoreError, WriteMode, append_crc};
+use crate::store::{Ack, BLOCK_LEN, BeforeAck, BlockSum, WriteMode, append_crc};
 
 /// Servers that a chain may have behind the receiver.
 const CHAIN_MAX: usize = 16;
@@ -239,10 +239,9 @@ impl Service {
         blocking(|| {
             for item in &sync.items {
                 let (chunk, asked) = (ChunkId(item.chunk), ChunkVersion(item.version));
-                let stored = self.store.stat(chunk).map_err(|error| failure(&error))?.version;
-                if stored < asked {
-                    return Err(failure(&StoreError::Stale { chunk, stored, asked }));
-                }
+                let written = ChunkVersion(item.written);
+                let checked = self.store.check_sync(chunk, asked, written);
+                checked.map_err(|error| failure(&error))?;
             }
             self.sync_chunks(sync.items.iter().map(|item| item.chunk))?;
             Ok(SyncReply {})

@@ -32,6 +32,16 @@ pub enum StoreError {
         /// Which.
         chunk: ChunkId,
     },
+    /// What is to be synced may have gone with the power of all servers that had it.
+    #[error("chunk {chunk} may lack writes that were acknowledged and not synced: {written}, now {stored}")]
+    Lost {
+        /// Which.
+        chunk: ChunkId,
+        /// Its version here.
+        stored: ChunkVersion,
+        /// That at which the first of those writes was acknowledged.
+        written: ChunkVersion,
+    },
     /// Bytes on disk are not those that were written.
     #[error("chunk {chunk}, block {block} on {}: {what}", disk.display())]
     Corrupt {

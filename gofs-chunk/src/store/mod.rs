@@ -393,6 +393,17 @@ impl Store {
         }
     }
 
+    /// Whether a sync of the chunk at this version would keep all that was acknowledged: `written` is the version at which the
+    /// first write was that is to be synced, 0 where that is not known.
+    pub fn check_sync(
+        &self,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        written: ChunkVersion,
+    ) -> Result<(), StoreError> {
+        self.find(chunk)?.check_sync(chunk, version, written)
+    }
+
     /// Brings what was written to these chunks so far onto stable storage.
     pub fn sync(&self, chunks: &[ChunkId]) -> Result<(), StoreError> {
         // Those that have failed too: they refuse.

@@ -69,9 +69,14 @@ async fn what_does_not_fit_is_refused_for_its_reason() {
     assert_eq!(code(put(&node.link, &write(5, 3, 0, b"x", vec![]), b"y").await), Code::BadRequest);
     assert_eq!(code(put(&node.link, &write(5, 3, 0, b"xy", vec![]), b"x").await), Code::BadRequest);
     assert_eq!(code(put(&node.link, &write(5, 3, u32::MAX, b"x", vec![]), b"x").await), Code::BadRequest);
-    let sync = Sync { items: vec![SyncItem { chunk: 5, version: 3 }, SyncItem { chunk: 6, version: 1 }] };
+    let sync = Sync {
+        items: vec![
+            SyncItem { chunk: 5, version: 3, written: 0 },
+            SyncItem { chunk: 6, version: 1, written: 0 },
+        ],
+    };
     assert_eq!(code(node.link.call(&sync, Vec::new()).await), Code::NoChunk);
-    let sync = Sync { items: vec![SyncItem { chunk: 5, version: 4 }] };
+    let sync = Sync { items: vec![SyncItem { chunk: 5, version: 4, written: 0 }] };
     assert_eq!(code(node.link.call(&sync, Vec::new()).await), Code::StaleChunk);
 
     node.meta.instruct(Body::Fence(Fence { session: 9 })).await.unwrap();
@@ -230,7 +235,7 @@ async fn a_write_reaches_all_of_a_chain_in_order() {
         assert!(node.read(1, 1, 0, 300_000).await.unwrap()[..] == expected[..]);
         let (stat, _) = node.link.call(&Stat { chunk: 1 }, Vec::new()).await.unwrap();
         assert_eq!((stat.version, stat.blocks_4k), (1, reply.blocks_4k));
-        let sync = Sync { items: vec![SyncItem { chunk: 1, version: 1 }] };
+        let sync = Sync { items: vec![SyncItem { chunk: 1, version: 1, written: 0 }] };
         node.link.call(&sync, Vec::new()).await.unwrap();
     }
     for node in [a, b, c] {

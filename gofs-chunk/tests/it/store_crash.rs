@@ -300,12 +300,29 @@ fn only_chunks_that_may_lack_writes_are_in_doubt_after_a_power_cut() {
         "who asks for a version expects all of it"
     );
     assert_eq!(read(ChunkVersion(0)).unwrap(), b"bytes", "better than nothing");
-    let raised = |doubt| store.set_version(chunk, version, version.next(), doubt);
+    let synced = |asked, written| store.check_sync(chunk, asked, written);
+    let (any, lossy) = (ChunkVersion(0), ChunkVersion(1 << ChunkVersion::COUNT_BITS));
+    for (asked, written) in [(version, any), (any, version), (version, version)] {
+        let refused = synced(asked, written);
+        assert!(matches!(refused, Err(StoreError::Doubtful { .. })), "{asked} {written}: {refused:?}");
+    }
+    synced(any, any).unwrap();
+    let raised = |doubt| store.set_version(chunk, version, lossy, doubt);
     assert!(matches!(raised(Doubt::Refused), Err(StoreError::Doubtful { .. })), "by who does not know of it");
     assert_eq!(doubtful(&store), [true]);
     raised(Doubt::Ends).unwrap();
     assert_eq!(doubtful(&store), [false], "until the version moves");
-    assert_eq!(read(version.next()).unwrap(), b"bytes");
+    assert_eq!(read(lossy).unwrap(), b"bytes");
+    for asked in [any, version, lossy] {
+        let refused = synced(asked, version);
+        assert!(
+            matches!(refused, Err(StoreError::Lost { .. })),
+            "what was written at {version}: {refused:?}"
+        );
+    }
+    synced(version, any).unwrap();
+    synced(lossy, lossy).unwrap();
+    assert!(matches!(synced(lossy, lossy.next()), Err(StoreError::Stale { .. })));
 }
 
 #[test]

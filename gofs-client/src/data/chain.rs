@@ -169,8 +169,8 @@ impl FileData {
             chain,
             sync: false,
         };
-        let (_, reply) = self.on_chain(file, span.index, epoch, Vec::new(), build).await?;
-        self.totals.change(file, |state| state.chunks.punched(span.index, reply.blocks_4k));
+        let (version, reply) = self.on_chain(file, span.index, epoch, Vec::new(), build).await?;
+        self.totals.change(file, |state| state.chunks.punched(span.index, version, reply.blocks_4k));
         Ok(())
     }
 

@@ -1,9 +1,9 @@
 //! What is known of the chunks of one file: where they are, what must be synced, what is
 //! certainly zero in them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use gofs_tree::{ByteRange, ChunkIndex, ChunkOffset, ChunkSize, ChunkVersion, FileOffset};
+use gofs_tree::{ByteRange, ChunkId, ChunkIndex, ChunkOffset, ChunkSize, ChunkVersion, FileOffset};
 
 use super::ranges::Ranges;
 use super::{ChunkLocation, Replica};
@@ -65,6 +65,30 @@ pub(super) fn spans(range: ByteRange, size: ChunkSize) -> impl Iterator<Item = C
     })
 }
 
+/// Where the first write went that is not known to be on stable storage. All 0: others wrote it, or that is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct FirstWrite {
+    /// The chunk.
+    chunk: ChunkId,
+    /// At which version of it that was acknowledged.
+    version: ChunkVersion,
+}
+
+impl FirstWrite {
+    /// Whether it may have gone to this chunk.
+    fn may_be(self, chunk: ChunkId) -> bool {
+        self == FirstWrite::default() || self.chunk == chunk
+    }
+
+    /// The version, if it was to this chunk.
+    pub fn version(self, chunk: ChunkId) -> Option<ChunkVersion> {
+        (self.chunk == chunk).then_some(self.version)
+    }
+}
+
+/// Chunks with writes that are not known to be on stable storage.
+pub(super) type Unsynced = BTreeMap<ChunkIndex, FirstWrite>;
+
 /// The chunks of one file.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Chunks {
@@ -72,7 +96,7 @@ pub(super) struct Chunks {
     known: Ranges,
     present: BTreeMap<ChunkIndex, Chunk>,
     /// Written, but not known to be on stable storage.
-    pub unsynced: BTreeSet<ChunkIndex>,
+    pub unsynced: Unsynced,
     /// Allocated blocks that the server has not been told.
     pub new_blocks: BTreeMap<ChunkIndex, u32>,
     /// Chunks that others wrote may be unsynced: everything has to be synced once.
@@ -83,6 +107,12 @@ impl Chunks {
     /// Nothing is known; `all_unsynced`: there may be chunks, with bytes that nobody synced.
     pub fn unknown(all_unsynced: bool) -> Self {
         Chunks { all_unsynced, ..Chunks::default() }
+    }
+
+    /// Others may have changed the file: nothing is known any more but what was written here and not synced.
+    pub fn forget_all(&mut self, all_unsynced: bool) {
+        let unsynced = std::mem::take(&mut self.unsynced);
+        *self = Chunks { unsynced, ..Chunks::unknown(all_unsynced) };
     }
 
     /// The chunk, `None` where the file has none; outer `None`: ask the server.
@@ -182,7 +212,9 @@ impl Chunks {
     pub fn claim(&mut self, location: &ChunkLocation) -> bool {
         let chunk = self.present.get_mut(&location.index);
         let Some(chunk) = chunk.filter(|chunk| chunk.location.chunk == location.chunk) else { return false };
-        chunk.claimed = !chunk.made && !self.unsynced.contains(&location.index);
+        let acknowledged =
+            self.unsynced.get(&location.index).is_some_and(|first| first.may_be(location.chunk));
+        chunk.claimed = !chunk.made && !acknowledged;
         chunk.claimed
     }
 
@@ -210,19 +242,28 @@ impl Chunks {
                 self.new_blocks.insert(index, blocks_4k);
             }
         }
-        self.unsynced.insert(index);
+        self.acknowledged(index, version);
         true
     }
 
-    /// A part of the chunk was made zero on every replica; nothing else was under way.
-    pub fn punched(&mut self, index: ChunkIndex, blocks_4k: u32) {
+    fn acknowledged(&mut self, index: ChunkIndex, version: ChunkVersion) {
+        let first = self.unsynced.entry(index).or_default();
+        if let Some(chunk) = self.present.get(&index).map(|chunk| chunk.location.chunk)
+            && first.version(chunk).is_none()
+        {
+            *first = FirstWrite { chunk, version };
+        }
+    }
+
+    /// A part of the chunk was made zero on every replica at this version; nothing else was under way.
+    pub fn punched(&mut self, index: ChunkIndex, version: ChunkVersion, blocks_4k: u32) {
         if let Some(chunk) = self.present.get_mut(&index)
             && chunk.location.blocks_4k != blocks_4k
         {
             chunk.location.blocks_4k = blocks_4k;
             self.new_blocks.insert(index, blocks_4k);
         }
-        self.unsynced.insert(index);
+        self.acknowledged(index, version);
     }
 
     /// The parts of `range` that may hold anything but zeros, chunk by chunk.
@@ -251,8 +292,6 @@ impl Chunks {
 
 #[cfg(test)]
 mod tests {
-    use gofs_tree::{ChunkId, ChunkVersion};
-
     use super::*;
 
     fn size() -> ChunkSize {
@@ -305,6 +344,29 @@ mod tests {
         assert!(!chunks.written(index, first, 1), "where it is not any more");
         assert!(chunks.written(index, second, 1));
         assert!(!chunks.claim(&anew));
+    }
+
+    #[test]
+    fn the_first_write_counts_until_the_chunk_is_another() {
+        let index = ChunkIndex(0);
+        let mut chunks = Chunks::default();
+        chunks.learn(0, 1, vec![location(0, 3)], size());
+        let first = |chunks: &Chunks, id| chunks.unsynced[&index].version(ChunkId(id));
+        chunks.unsynced.entry(index).or_default();
+        assert_eq!(first(&chunks, 100), None, "others wrote it");
+        assert!(chunks.written(index, ChunkVersion(1), 3));
+        chunks.punched(index, ChunkVersion(2), 2);
+        assert_eq!(first(&chunks, 100), Some(ChunkVersion(1)));
+        chunks.forget_all(true);
+        assert_eq!(
+            first(&chunks, 100),
+            Some(ChunkVersion(1)),
+            "others may have cut the file, and written it anew"
+        );
+        chunks.learn(0, 1, vec![ChunkLocation { chunk: ChunkId(7), ..location(0, 1) }], size());
+        assert_eq!(first(&chunks, 7), None);
+        assert!(chunks.written(index, ChunkVersion(1), 1));
+        assert_eq!(first(&chunks, 7), Some(ChunkVersion(1)));
     }
 
     #[test]

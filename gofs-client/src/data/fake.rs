@@ -347,6 +347,21 @@ impl FakeCluster {
         meta.store.chunk(ino, ChunkIndex(index)).unwrap().unwrap().chunk
     }
 
+    /// All servers go down with what was not synced, and what is left counts from then on.
+    pub fn lose_power(&self) {
+        let mut meta = self.meta.lock();
+        for (chunk, (version, servers)) in &mut meta.replicas {
+            version.0 += 1 << ChunkVersion::COUNT_BITS;
+            for id in &*servers {
+                let server = self.server(*id);
+                if let Some(stored) = server.durable.lock().get_mut(&chunk.0) {
+                    stored.version = version.0;
+                }
+            }
+        }
+        self.servers.iter().for_each(|server| server.lose_power());
+    }
+
     /// The replicas of a file's chunk.
     pub fn replicas(&self, ino: Ino, index: u32) -> Vec<Arc<FakeServer>> {
         let meta = self.meta.lock();
@@ -491,8 +506,16 @@ impl FakeCluster {
                 let sync = Sync::decode(header).unwrap();
                 server.syncs.fetch_add(1, Ordering::Relaxed);
                 for item in &sync.items {
-                    if !server.chunks.lock().contains_key(&item.chunk) {
+                    let Some(stored) = server.chunks.lock().get(&item.chunk).map(|stored| stored.version)
+                    else {
                         return link.refuse(id, &refusal(Code::NoChunk, "not here"));
+                    };
+                    if stored < item.version.max(item.written) {
+                        return link.refuse(id, &refusal(Code::StaleChunk, "old"));
+                    }
+                    let losses = |version| ChunkVersion(version).losses();
+                    if item.written > 0 && losses(stored) > losses(item.written) {
+                        return link.refuse(id, &refusal(Code::LostWrites, "lost"));
                     }
                     server.sync(item.chunk);
                 }

@@ -38,6 +38,7 @@ mod gather_tests;
 #[cfg(test)]
 mod tests;
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -45,6 +46,8 @@ use std::time::Duration;
 use dashmap::DashMap;
 use gofs_proto::chunk::{Sync, Write};
 use gofs_tree::{FsError, Ino};
+use lru::LruCache;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 
 use file::{File, Totals};
@@ -60,6 +63,9 @@ const WRITE_BACK_PERIOD: Duration = Duration::from_millis(500);
 
 /// A run this long is worth a write of its own while the file is still being written, bytes.
 const EARLY_RUN_BYTES: u64 = 4 << 20;
+
+/// Files that are not loaded of which it is remembered where their unsynced writes went.
+const UNSYNCED_MAX: NonZeroUsize = NonZeroUsize::new(10_000).unwrap();
 
 /// What waits to be written, and what was lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,6 +90,8 @@ pub struct FileData {
     files: DashMap<Ino, Arc<File>>,
     totals: Totals,
     errors: errors::StickyErrors,
+    /// What was written to files that are not loaded, and not synced since.
+    unsynced: Mutex<LruCache<Ino, chunks::Unsynced>>,
     space_left: AtomicU64,
     /// Reads ahead under way.
     ahead: AtomicU64,
@@ -106,6 +114,7 @@ impl FileData {
             files: DashMap::new(),
             totals: Totals::default(),
             errors: errors::StickyErrors::default(),
+            unsynced: Mutex::new(LruCache::new(UNSYNCED_MAX)),
             space_left: AtomicU64::new(u64::MAX),
             ahead: AtomicU64::new(0),
             flushers: Semaphore::new(flush::flushers()),
@@ -135,7 +144,12 @@ impl FileData {
         match known {
             Some(file) => self.totals.change(&file, |state| state.load(content)),
             None => {
-                let state = FileState::new(ino, self.geometry(), content);
+                let mut state = FileState::new(ino, self.geometry(), content);
+                if let Some(unsynced) = self.unsynced.lock().pop(&ino)
+                    && state.in_chunks()
+                {
+                    state.chunks.unsynced = unsynced;
+                }
                 self.files.entry(ino).or_insert_with(|| Arc::new(File::new(ino, state)));
             }
         }
@@ -165,13 +179,21 @@ impl FileData {
     /// kept, and the file stays loaded).
     pub fn drop_clean(&self, ino: Ino) {
         match self.files.remove_if(&ino, |_, file| !file.look(FileState::has_news)) {
-            Some((_, file)) => self.totals.change(&file, FileState::retire),
+            Some((_, file)) => {
+                let unsynced = self.totals.change(&file, |state| {
+                    state.retire();
+                    std::mem::take(&mut state.chunks.unsynced)
+                });
+                if !unsynced.is_empty() {
+                    self.unsynced.lock().put(ino, unsynced);
+                }
+            }
             None => {
                 let Some(file) = self.file(ino) else { return };
                 tracing::warn!(%ino, "a lease is gone before the file was flushed");
                 self.totals.change(&file, |state| {
                     state.forget_clean(0, u64::MAX);
-                    state.chunks = chunks::Chunks::unknown(true);
+                    state.chunks.forget_all(true);
                 });
             }
         }
@@ -197,6 +219,7 @@ impl FileData {
 
     /// The file is removed and nobody has it open: what was not flushed need not be.
     pub fn forget(&self, ino: Ino) {
+        self.unsynced.lock().pop(&ino);
         if let Some((_, file)) = self.files.remove(&ino) {
             self.totals.change(&file, FileState::discard);
         }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use gofs_proto::chunk::{Sync, SyncItem};
 use gofs_proto::session::failure::Code;
-use gofs_tree::{ChunkIndex, FsError};
+use gofs_tree::{ChunkIndex, ChunkVersion, FsError};
 
-use super::chunks::Chunk;
+use super::chunks::{Chunk, FirstWrite};
 use super::file::File;
 use super::gather::Way;
 use super::links::{ChunkCallError, Trouble};
@@ -21,6 +21,12 @@ const SHARED_ITEMS_MAX: usize = 16;
 /// A replica whose connection breaks is tried so often before it is left out.
 const REPLICA_TRIES: u32 = 3;
 
+/// A chunk, and at which version the first write that is to be synced was acknowledged; 0 where that is not known.
+struct ToSync {
+    chunk: Chunk,
+    written: ChunkVersion,
+}
+
 impl FileData {
     /// Syncs the chunks that may have unsynced bytes. The caller holds the file's flight lock.
     pub(super) async fn sync_chunks(&self, file: &File, epoch: u64) -> Result<(), FsError> {
@@ -30,7 +36,9 @@ impl FileData {
             self.learn(file, 0, end).await?;
             self.totals.change(file, |state| {
                 let all: Vec<ChunkIndex> = state.chunks.present(0, end).map(|c| c.location.index).collect();
-                state.chunks.unsynced.extend(all);
+                for index in all {
+                    state.chunks.unsynced.entry(index).or_default();
+                }
                 state.chunks.all_unsynced = false;
             });
         }
@@ -40,15 +48,18 @@ impl FileData {
             if file.look(|state| state.epoch()) != epoch {
                 return Err(FsError::Io);
             }
-            let unsynced: Vec<ChunkIndex> =
-                file.look(|state| state.chunks.unsynced.iter().copied().collect());
+            let unsynced: Vec<(ChunkIndex, FirstWrite)> =
+                file.look(|state| state.chunks.unsynced.iter().map(|(i, v)| (*i, *v)).collect());
             if unsynced.is_empty() {
                 return Ok(());
             }
             let mut chunks = Vec::with_capacity(unsynced.len());
-            for index in unsynced {
+            for (index, first) in unsynced {
                 match self.chunk(file, index).await? {
-                    Some(chunk) => chunks.push(chunk),
+                    Some(chunk) => {
+                        let written = first.version(chunk.location.chunk).unwrap_or_default();
+                        chunks.push(ToSync { chunk, written });
+                    }
                     // Truncated or punched since.
                     None => self.totals.change(file, |state| {
                         state.chunks.unsynced.remove(&index);
@@ -63,14 +74,14 @@ impl FileData {
     async fn sync_round(
         &self,
         file: &File,
-        chunks: Vec<Chunk>,
+        chunks: Vec<ToSync>,
         retry: &mut Retry,
         broken: &mut BTreeMap<Replica, u32>,
     ) -> Result<(), FsError> {
-        let mut by_server: BTreeMap<Replica, Vec<&Chunk>> = BTreeMap::new();
-        for chunk in &chunks {
-            for replica in &chunk.location.replicas {
-                by_server.entry(replica.clone()).or_default().push(chunk);
+        let mut by_server: BTreeMap<Replica, Vec<&ToSync>> = BTreeMap::new();
+        for unsynced in &chunks {
+            for replica in &unsynced.chunk.location.replicas {
+                by_server.entry(replica.clone()).or_default().push(unsynced);
             }
         }
         let mut calls = FuturesUnordered::new();
@@ -84,15 +95,16 @@ impl FileData {
         while let Some((replica, batch, result)) = calls.next().await {
             match result {
                 Ok(()) => {
-                    for chunk in batch {
-                        *synced.entry(chunk.location.index).or_default() += 1;
+                    for unsynced in batch {
+                        *synced.entry(unsynced.chunk.location.index).or_default() += 1;
                     }
                 }
                 Err((concerned, error)) => problem = Some((replica.clone(), concerned, error)),
             }
         }
         drop(calls);
-        let done: Vec<ChunkIndex> = chunks
+        let chunks_of_all: Vec<&Chunk> = chunks.iter().map(|unsynced| &unsynced.chunk).collect();
+        let done: Vec<ChunkIndex> = chunks_of_all
             .iter()
             .filter(|chunk| {
                 let replicas = chunk.location.replicas.len();
@@ -112,7 +124,8 @@ impl FileData {
         }
         if done.len() < chunks.len() {
             // Chunks without any known replica.
-            match chunks.iter().find(|chunk| chunk.location.replicas.is_empty() && chunk.location.lost) {
+            let nowhere = chunks_of_all.iter().filter(|chunk| chunk.location.replicas.is_empty());
+            match nowhere.clone().find(|chunk| chunk.location.lost) {
                 Some(chunk) => {
                     let what = format!("no chunk server has anything of chunk {}", chunk.location.chunk);
                     retry.contradicted(&what).await?;
@@ -122,7 +135,7 @@ impl FileData {
                     retry.unreachable(&what).await?;
                 }
             }
-            for chunk in chunks.iter().filter(|chunk| chunk.location.replicas.is_empty()) {
+            for chunk in nowhere {
                 self.relocate(file, &chunk.location).await?;
             }
         }
@@ -133,12 +146,14 @@ impl FileData {
     async fn sync_batch<'a>(
         &self,
         replica: &Replica,
-        batch: &[&'a Chunk],
-    ) -> Result<(), (Vec<&'a Chunk>, ChunkCallError)> {
-        let items: Vec<SyncItem> = batch
-            .iter()
-            .map(|chunk| SyncItem { chunk: chunk.location.chunk.0, version: chunk.location.version.0 })
-            .collect();
+        batch: &[&'a ToSync],
+    ) -> Result<(), (Vec<&'a ToSync>, ChunkCallError)> {
+        let item = |unsynced: &&ToSync| SyncItem {
+            chunk: unsynced.chunk.location.chunk.0,
+            version: unsynced.chunk.location.version.0,
+            written: unsynced.written.0,
+        };
+        let items: Vec<SyncItem> = batch.iter().map(item).collect();
         if items.len() <= SHARED_ITEMS_MAX {
             let way = Way { session: (self.config.session)(), servers: vec![replica.clone()] };
             if self.syncs.send(way, items.clone(), Vec::new()).await.is_some() {
@@ -148,14 +163,14 @@ impl FileData {
         match self.links.call(replica, &Sync { items }, Vec::new()).await {
             Ok(_) => Ok(()),
             Err(ChunkCallError::Refused { .. }) if batch.len() > 1 => {
-                for chunk in batch {
-                    Box::pin(self.sync_batch(replica, &[*chunk])).await?;
+                for unsynced in batch {
+                    Box::pin(self.sync_batch(replica, &[*unsynced])).await?;
                 }
                 Ok(())
             }
             // Allocated and never written: no byte is missing.
             Err(ChunkCallError::Refused { failure, .. })
-                if failure.code() == Code::NoChunk && batch.iter().all(|chunk| !chunk.made) =>
+                if failure.code() == Code::NoChunk && batch.iter().all(|unsynced| !unsynced.chunk.made) =>
             {
                 Ok(())
             }
@@ -167,7 +182,7 @@ impl FileData {
         &self,
         file: &File,
         replica: &Replica,
-        batch: &[&Chunk],
+        batch: &[&ToSync],
         error: ChunkCallError,
         retry: &mut Retry,
         broken: &mut BTreeMap<Replica, u32>,
@@ -179,12 +194,16 @@ impl FileData {
                 *tries += 1;
                 *trouble == Trouble::Silent || tries.is_multiple_of(REPLICA_TRIES)
             }
+            ChunkCallError::Refused { failure, .. } if failure.code() == Code::LostWrites => {
+                tracing::error!(ino = %file.ino, %error, "what a sync was to keep is lost");
+                return Err(FsError::Io);
+            }
             ChunkCallError::Refused { failure, .. } => {
                 retry.contradicted(&error.to_string()).await?;
                 matches!(failure.code(), Code::NoChunk | Code::Fs)
             }
         };
-        for chunk in batch {
+        for ToSync { chunk, .. } in batch {
             if lost && chunk.location.replicas.len() > 1 {
                 match self.replica_failed(file, &chunk.location, vec![replica.server]).await {
                     Ok(()) => continue,

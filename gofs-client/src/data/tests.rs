@@ -321,6 +321,38 @@ async fn fsync_covers_bytes_that_were_flushed_before() {
 }
 
 #[tokio::test]
+async fn fsync_says_once_that_all_servers_lost_what_it_was_to_keep() {
+    let mount = Mount::new(|_| {}).await;
+    let (kept, lost) = (pattern(9_000, 1), pattern(9_000, 2));
+    for leases_between in [false, true] {
+        mount.write(0, &kept).await;
+        mount.data.flush(INO, true).await.unwrap();
+        mount.write(0, &lost).await;
+        mount.flush().await;
+        if leases_between {
+            mount.reload().await;
+        }
+        mount.cluster.lose_power();
+        let cursor = mount.data.error_cursor(INO);
+        assert_eq!(mount.data.flush(INO, true).await, Err(FsError::Io), "leases between: {leases_between}");
+        assert_eq!(mount.data.take_error(INO, &cursor), Err(FsError::Io));
+        mount.data.flush(INO, true).await.unwrap();
+        assert_eq!(mount.data.take_error(INO, &cursor), Ok(()));
+        mount.reload().await;
+        assert_eq!(mount.read(0, 9_000).await, kept);
+    }
+
+    // What comes after the power did is kept as ever.
+    mount.cluster.lose_power();
+    mount.write(0, &lost).await;
+    mount.data.flush(INO, true).await.unwrap();
+    mount.cluster.lose_power();
+    mount.reload().await;
+    mount.data.flush(INO, true).await.unwrap();
+    assert_eq!(mount.read(0, 9_000).await, lost);
+}
+
+#[tokio::test]
 async fn fsync_waits_for_disks_and_for_the_size_at_the_same_time() {
     let mount = Mount::new(|_| {}).await;
     mount.cluster.meeting.store(true, Ordering::Relaxed);

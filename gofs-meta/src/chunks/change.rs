@@ -26,7 +26,7 @@ use super::{
     Entry, Record, Replica,
     directory::{newest_of, without_doubt},
     locate::{View, surer_one_is_away},
-    version::next_version,
+    version::{next_version, next_version_with_loss},
 };
 
 /// What to do next; afterwards tell [`Change::answered`] which servers said yes.
@@ -36,7 +36,7 @@ pub enum Step {
     Raise {
         /// Servers with the version that each holds.
         servers: Vec<(ChunkServerId, ChunkVersion)>,
-        /// The version to take.
+        /// The version to take: one of another loss where it is not sure.
         to: ChunkVersion,
         /// Whether a replica in doubt refuses: none that was asked is known to be. Its server may have lost its power
         /// since it was heard of.
@@ -207,7 +207,8 @@ impl Change {
         if servers.is_empty() {
             return Step::NoSurvivor;
         }
-        self.to = next_version(self.term, self.to);
+        self.to =
+            if sure { next_version(self.term, self.to) } else { next_version_with_loss(self.term, self.to) };
         self.asked = servers.iter().map(|&(server, _)| server).collect();
         Step::Raise { servers, to: self.to, sure }
     }

@@ -143,6 +143,21 @@ impl Disk {
         then(&cell, &state)
     }
 
+    /// See [`Store::check_sync`](crate::store::Store::check_sync).
+    pub fn check_sync(
+        &self,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        written: ChunkVersion,
+    ) -> Result<(), StoreError> {
+        self.with_live(chunk, version.max(written), |_, state| {
+            if written > ChunkVersion(0) && state.version.losses() > written.losses() {
+                return Err(StoreError::Lost { chunk, stored: state.version, written });
+            }
+            Ok(())
+        })
+    }
+
     /// What it is.
     pub fn stat(&self, chunk: ChunkId) -> Result<ChunkStat, StoreError> {
         self.with_live(chunk, ChunkVersion(0), |_, state| {

@@ -158,7 +158,7 @@ impl FileState {
         self.ctime = content.ctime;
         self.server_size = content.size;
         self.server_blocks = content.blocks;
-        self.chunks = Chunks::unknown(content.has_chunks);
+        self.chunks.forget_all(content.has_chunks);
         self.forget_clean(0, u64::MAX);
         self.moving = None;
         if !content.has_chunks && content.inline.as_ref().is_some_and(Bytes::is_empty) {

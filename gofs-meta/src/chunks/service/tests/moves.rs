@@ -134,6 +134,7 @@ async fn doubt(count: usize) {
     })
     .await;
     assert!(committed(&meta, chunk) > ChunkVersion(1));
+    assert_eq!(committed(&meta, chunk).losses(), u64::from(count == 2), "an fsync has to tell");
     let copied = |server: &Fake| server.held.lock().copied.contains(&chunk);
     let copies: Vec<_> = servers.iter().filter(|server| copied(server)).map(|server| server.id).collect();
     assert_eq!(copies.len(), 1, "one of them wins");
