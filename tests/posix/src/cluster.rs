@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::disk::Disk;
+use crate::disk::{Disk, SharedDir};
 use crate::mount::Mount;
 use crate::process::{Server, program};
 use crate::run::{Output, run};
@@ -27,6 +27,8 @@ pub struct Cluster {
     meta_addresses: Vec<String>,
     chunk_addresses: Vec<String>,
     session_s: u32,
+    #[expect(dead_code, reason = "it is undone when dropped")]
+    shared: Option<SharedDir>,
     dir: Option<TempDir>,
 }
 
@@ -94,6 +96,7 @@ impl ClusterBuilder {
             run("tar", &["-C", &dir, "-xf", &archive]);
         }
         let log = if self.small_logs { "segment_bytes = 1048576\n" } else { "" };
+        let shared = (self.disk_bytes > 0).then(|| SharedDir::make(dir.path()));
         let mut disks = Vec::new();
         if self.disk_bytes > 0 {
             let metas = (1..=self.metas).map(|i| format!("meta{i}"));
@@ -111,6 +114,8 @@ impl ClusterBuilder {
             Server::start(&format!("meta{}", i + 1), "gofs-meta", args, dir.path())
         });
         let metas = metas.collect();
+        let boot_id = dir.path().join(BOOT_ID);
+        boot(&boot_id);
         let chunks = chunk_addresses.iter().enumerate().map(|(i, address)| {
             let data = dir.path().join(format!("chunk{}", i + 1)).display().to_string();
             let config = dir.path().join(format!("chunk{}.toml", i + 1));
@@ -121,15 +126,35 @@ impl ClusterBuilder {
                     .map(String::from)
                     .into();
             args.extend(["--config".to_string(), config.display().to_string()]);
-            Server::start(&format!("chunk{}", i + 1), "gofs-chunk", args, dir.path())
+            let name = format!("chunk{}", i + 1);
+            if self.disk_bytes > 0 {
+                Server::start_on_a_host(&name, "gofs-chunk", args, dir.path(), &boot_id)
+            } else {
+                Server::start(&name, "gofs-chunk", args, dir.path())
+            }
         });
         let chunks = chunks.collect();
         let session_s = self.session_s;
-        let cluster =
-            Cluster { metas, chunks, disks, meta_addresses, chunk_addresses, session_s, dir: Some(dir) };
+        let cluster = Cluster {
+            metas,
+            chunks,
+            disks,
+            meta_addresses,
+            chunk_addresses,
+            session_s,
+            shared,
+            dir: Some(dir),
+        };
         cluster.wait_chunk_servers(self.chunks);
         cluster
     }
+}
+
+/// What the kernel says of the boot, as ChunkServers with disks of their own see it.
+const BOOT_ID: &str = "boot_id";
+
+fn boot(path: &Path) {
+    std::fs::write(path, format!("{:032x}\n", rand::random::<u128>())).expect("a file for the boot id");
 }
 
 impl Cluster {
@@ -190,6 +215,11 @@ impl Cluster {
             status["leader"].as_u64().filter(|id| *id > 0).ok_or_else(|| status.to_string())
         });
         leader as usize - 1
+    }
+
+    /// The hosts of ChunkServers with disks of their own have started anew: those that are started from now on know it.
+    pub fn reboot_chunks(&self) {
+        boot(&self.dir().join(BOOT_ID));
     }
 
     /// Waits until so many ChunkServers are alive and each has told of its disks. One that has not is given no chunks: what is

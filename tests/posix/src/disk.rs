@@ -9,6 +9,26 @@ use crate::sys;
 /// As long as the kernel may keep what nobody syncs: longer than any test.
 const OPTIONS: &str = "loop,noauto_da_alloc,commit=600";
 
+/// A directory of which every mount namespace sees what is mounted and unmounted in it: else one that a server has of its own
+/// would keep disks and gofs mounts of all tests from ending. Undone when dropped.
+pub(crate) struct SharedDir(PathBuf);
+
+impl SharedDir {
+    pub(crate) fn make(path: &Path) -> SharedDir {
+        let text = path.to_str().expect("a path of the test's own");
+        run("mount", &["--bind", text, text]);
+        let shared = SharedDir(path.to_owned());
+        run("mount", &["--make-shared", text]);
+        shared
+    }
+}
+
+impl Drop for SharedDir {
+    fn drop(&mut self) {
+        std::process::Command::new("umount").arg("-l").arg(&self.0).status().ok();
+    }
+}
+
 /// See the module. Unmounted when dropped.
 pub struct Disk {
     image: PathBuf,

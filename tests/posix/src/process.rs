@@ -30,6 +30,24 @@ impl Server {
         Server::start_prepared(name, program(binary), args, log_dir, Box::new(|_| ()))
     }
 
+    /// The same on a host whose boot id the file `boot_id` has: a new one tells it that writes which were not synced may be lost.
+    pub(crate) fn start_on_a_host(
+        name: &str,
+        binary: &str,
+        args: Vec<String>,
+        log_dir: &Path,
+        boot_id: &Path,
+    ) -> Server {
+        let script = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
+        let (boot_id, binary) = (boot_id.display().to_string(), program(binary).display().to_string());
+        let mut all: Vec<String> =
+            ["--mount", "--propagation", "slave", "sh", "-c", script, &boot_id, &binary]
+                .map(String::from)
+                .into();
+        all.extend(args);
+        Server::start_prepared(name, "unshare".into(), all, log_dir, Box::new(|_| ()))
+    }
+
     /// Starts `program` with its output in `log_dir`. It ends with the thread that starts it.
     pub fn start_prepared(
         name: &str,

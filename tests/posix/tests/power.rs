@@ -1,7 +1,8 @@
 //! A power cut of everything at once: what was fsynced is there, and the state is sound.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use gofs_posix_tests::{Cluster, Load, wait_for};
@@ -25,27 +26,30 @@ fn seed() -> u64 {
     seed
 }
 
-/// All at the same moment: processes stand still, disks lose what was not written to them, processes end.
-fn cut_power(cluster: &mut Cluster) {
-    for server in cluster.metas.iter().chain(&cluster.chunks) {
+/// All at the same moment: processes stand still, disks lose what was not written to them, processes end. `from`: the first disk.
+fn cut_power(cluster: &mut Cluster, from: usize) {
+    let metas = cluster.metas.len() - from;
+    for server in cluster.metas.iter().take(metas).chain(&cluster.chunks) {
         server.signal(libc::SIGSTOP);
     }
-    for disk in &cluster.disks {
+    for disk in &cluster.disks[from..] {
         fs::write(disk.mount_point().join(NOT_SYNCED), LOST).unwrap();
         disk.lose_power();
     }
-    for server in cluster.metas.iter_mut().chain(&mut cluster.chunks) {
+    for server in cluster.metas.iter_mut().take(metas).chain(&mut cluster.chunks) {
         server.kill();
     }
 }
 
-fn power_on(cluster: &mut Cluster) {
-    for disk in &mut cluster.disks {
+fn power_on(cluster: &mut Cluster, from: usize) {
+    cluster.reboot_chunks();
+    for disk in &mut cluster.disks[from..] {
         disk.power_on();
         let kept = fs::read(disk.mount_point().join(NOT_SYNCED)).unwrap_or_default();
         assert_ne!(kept, LOST, "the cut lost nothing: it was none");
     }
-    for server in cluster.metas.iter_mut().chain(&mut cluster.chunks) {
+    let metas = cluster.metas.len() - from;
+    for server in cluster.metas.iter_mut().take(metas).chain(&mut cluster.chunks) {
         server.restart();
     }
 }
@@ -63,12 +67,12 @@ fn what_was_fsynced_survives(metas: usize) {
         wait_for("the load to run", PATIENCE, || load.operations() > begun + 100);
         let moment = Instant::now() + Duration::from_millis(rng.random_range(0..500));
         wait_for("the moment", PATIENCE, || Instant::now() > moment);
-        cut_power(&mut cluster);
+        cut_power(&mut cluster, 0);
         // The clients' host is without power too: what it had in memory is gone.
         mount.kill();
         let errors = load.stop();
         assert_eq!(errors.len(), THREADS, "every thread saw the end of its mount: {errors:?}");
-        power_on(&mut cluster);
+        power_on(&mut cluster, 0);
         let reader = cluster.mount(&format!("r{round}"));
         let wrong = load.verify(reader.path());
         assert!(wrong.is_empty(), "round {round}: {wrong:#?}");
@@ -95,4 +99,39 @@ fn what_was_fsynced_survives_a_power_cut_of_everything() {
 #[test]
 fn what_was_fsynced_survives_a_power_cut_of_three_meta_servers_and_everything_else() {
     what_was_fsynced_survives(3);
+}
+
+#[test]
+fn an_fsync_after_all_chunk_servers_lost_their_power_is_not_a_lie() {
+    let mut cluster = Cluster::builder().disk_bytes(DISK_BYTES).start();
+    cluster.create_namespace("test", &["--chunk-size", "1M"]);
+    let (mount, other) = (cluster.mount("m"), cluster.mount("other"));
+    let path = mount.path().join("file");
+    let (kept, lost) = (vec![1; 100_000], vec![2; 100_000]);
+    let file = File::create(&path).unwrap();
+    file.write_all_at(&kept, 0).unwrap();
+    file.sync_all().unwrap();
+    file.write_all_at(&lost, 100_000).unwrap();
+    // Another mount sees it: it is acknowledged by all ChunkServers that have it, and on no disk.
+    assert_eq!(fs::read(other.path().join("file")).unwrap(), [&kept[..], &lost].concat());
+    cut_power(&mut cluster, 1);
+    power_on(&mut cluster, 1);
+    let told = file.sync_all();
+    cluster.wait_healthy();
+    // The other mount may have it in its memory.
+    let reader = cluster.mount("reader");
+    let there = fs::read(reader.path().join("file")).unwrap();
+    assert_eq!(there[..100_000], kept);
+    assert!(there[100_000..] != lost, "the power cut lost nothing: the test shows nothing");
+    assert_eq!(told.map_err(|error| error.raw_os_error()), Err(Some(libc::EIO)), "it is not there");
+    file.sync_all().expect("it is told once");
+    // What is written from now on is kept as ever.
+    file.write_all_at(&lost, 100_000).unwrap();
+    file.sync_all().unwrap();
+    assert_eq!(fs::read(reader.path().join("file")).unwrap(), [kept, lost].concat());
+    drop(file);
+    for mount in [mount, other, reader] {
+        mount.unmount();
+    }
+    cluster.check();
 }
