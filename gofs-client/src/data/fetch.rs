@@ -12,6 +12,7 @@ use gofs_tree::{ByteRange, ChunkOffset, FsError};
 use super::chunks::{Chunk, ChunkSpan, spans};
 use super::file::File;
 use super::links::ChunkCallError;
+use super::locate::lost;
 use super::retry::Retry;
 use super::{FileData, Replica};
 
@@ -163,8 +164,7 @@ impl FileData {
                 return Ok(None);
             }
             if order.is_empty() && chunk.location.lost {
-                let why = format!("no chunk server has anything of chunk {}", chunk.location.chunk);
-                retry.contradicted(&why).await?;
+                retry.contradicted(&lost(&chunk.location)).await?;
             } else if bad > 0 {
                 retry.contradicted(&why).await?;
             } else {

@@ -140,6 +140,10 @@ impl FileData {
             Plan::Inline(edit) => self.commit_flush(file, edit, epoch).await?,
             Plan::Out(plan) => self.write_out(file, &plan, epoch).await?,
         }
+        if file.look(FileState::moves_durable_bytes) {
+            // They may have been synced where they are, and are there until the edit is committed.
+            self.sync_chunks(file, epoch).await?;
+        }
         let commit = async {
             match self.totals.change(file, FileState::begin_commit) {
                 Some(edit) => self.commit_flush(file, edit, epoch).await,

@@ -13,6 +13,11 @@ const PAGE: u64 = 4096;
 /// Version of a location that is good for reading only: some replica that may be current is away.
 pub(super) const READ_ONLY: ChunkVersion = ChunkVersion(0);
 
+/// What is said of a chunk of which nothing is left anywhere.
+pub(super) fn lost(location: &ChunkLocation) -> String {
+    format!("no chunk server has anything of chunk {}", location.chunk)
+}
+
 /// A chunk is called blank. Ends when it is dropped, also where nobody waits for the answer any more.
 struct Claim<'a> {
     data: &'a FileData,
@@ -127,7 +132,7 @@ impl FileData {
         let blank = if is_blank { vec![seen.chunk] } else { Vec::new() };
         let found = self.meta.allocate(file.ino, vec![seen.index], blank).await?;
         let location = found.into_iter().find(|location| location.index == seen.index).ok_or(FsError::Io)?;
-        if location.version != READ_ONLY || location.chunk != seen.chunk {
+        if location.version != READ_ONLY || location.chunk != seen.chunk || location.lost {
             return Ok(location);
         }
         // Nobody failed here: asks for the version to be raised over replicas that are away.

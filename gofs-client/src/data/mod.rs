@@ -50,6 +50,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 
+use chunks::{Chunks, Unsynced};
 use file::{File, Totals};
 use gather::{Gather, PATIENCE};
 use state::{FileState, Geometry};
@@ -91,7 +92,7 @@ pub struct FileData {
     totals: Totals,
     errors: errors::StickyErrors,
     /// What was written to files that are not loaded, and not synced since.
-    unsynced: Mutex<LruCache<Ino, chunks::Unsynced>>,
+    unsynced: Mutex<LruCache<Ino, Unsynced>>,
     space_left: AtomicU64,
     /// Reads ahead under way.
     ahead: AtomicU64,
@@ -144,13 +145,15 @@ impl FileData {
         match known {
             Some(file) => self.totals.change(&file, |state| state.load(content)),
             None => {
-                let mut state = FileState::new(ino, self.geometry(), content);
-                if let Some(unsynced) = self.unsynced.lock().pop(&ino)
-                    && state.in_chunks()
-                {
-                    state.chunks.unsynced = unsynced;
-                }
-                self.files.entry(ino).or_insert_with(|| Arc::new(File::new(ino, state)));
+                self.files.entry(ino).or_insert_with(|| {
+                    let mut state = FileState::new(ino, self.geometry(), content);
+                    if let Some(unsynced) = self.unsynced.lock().pop(&ino)
+                        && state.in_chunks()
+                    {
+                        state.chunks.unsynced = unsynced;
+                    }
+                    Arc::new(File::new(ino, state))
+                });
             }
         }
     }
@@ -182,11 +185,9 @@ impl FileData {
             Some((_, file)) => {
                 let unsynced = self.totals.change(&file, |state| {
                     state.retire();
-                    std::mem::take(&mut state.chunks.unsynced)
+                    state.chunks.unsynced.clone()
                 });
-                if !unsynced.is_empty() {
-                    self.unsynced.lock().put(ino, unsynced);
-                }
+                self.keep_unsynced(ino, unsynced);
             }
             None => {
                 let Some(file) = self.file(ino) else { return };
@@ -199,11 +200,40 @@ impl FileData {
         }
     }
 
+    /// The next `fsync` has to know, whenever that is. One that was called already has the file as it was.
+    fn keep_unsynced(&self, ino: Ino, unsynced: Unsynced) {
+        if !unsynced.is_empty() {
+            self.unsynced.lock().put(ino, unsynced);
+        }
+    }
+
+    /// These were synced by an `fsync` that was called before the lease was gone.
+    fn no_longer_unsynced(&self, ino: Ino, synced: &Unsynced) {
+        let mut all = self.unsynced.lock();
+        let Some(kept) = all.peek_mut(&ino) else { return };
+        kept.retain(|index, first| synced.get(index) != Some(first));
+        if kept.is_empty() {
+            all.pop(&ino);
+        }
+    }
+
+    /// Files written here and not synced whose leases are gone.
+    pub fn unsynced_and_not_loaded(&self) -> Vec<Ino> {
+        self.unsynced.lock().iter().map(|(ino, _)| *ino).collect()
+    }
+
+    /// The file is gone at the servers.
+    pub fn forget_unsynced(&self, ino: Ino) {
+        self.unsynced.lock().pop(&ino);
+    }
+
     /// The session was fenced: forgets everything; true if unflushed changes were lost, which is then
-    /// a sticky error.
+    /// a sticky error. What was flushed stays to be synced.
     pub fn discard(&self, ino: Ino) -> bool {
         let Some((_, file)) = self.files.remove(&ino) else { return false };
-        let lost = self.totals.change(&file, FileState::discard);
+        let (unsynced, lost) =
+            self.totals.change(&file, |state| (state.chunks.unsynced.clone(), state.discard()));
+        self.keep_unsynced(ino, unsynced);
         if lost > 0 {
             self.totals.lost_bytes.fetch_add(lost, Ordering::Relaxed);
             self.errors.set(ino, FsError::Io);
@@ -219,9 +249,12 @@ impl FileData {
 
     /// The file is removed and nobody has it open: what was not flushed need not be.
     pub fn forget(&self, ino: Ino) {
-        self.unsynced.lock().pop(&ino);
+        self.forget_unsynced(ino);
         if let Some((_, file)) = self.files.remove(&ino) {
-            self.totals.change(&file, FileState::discard);
+            self.totals.change(&file, |state| {
+                state.discard();
+                state.chunks = Chunks::default();
+            });
         }
     }
 

@@ -7,10 +7,11 @@ use gofs_proto::chunk::{Sync, SyncItem};
 use gofs_proto::session::failure::Code;
 use gofs_tree::{ChunkIndex, ChunkVersion, FsError};
 
-use super::chunks::{Chunk, FirstWrite};
+use super::chunks::{Chunk, FirstWrite, Unsynced};
 use super::file::File;
 use super::gather::Way;
 use super::links::{ChunkCallError, Trouble};
+use super::locate::lost;
 use super::retry::Retry;
 use super::{FileData, Replica};
 
@@ -114,11 +115,14 @@ impl FileData {
             })
             .map(|chunk| chunk.location.index)
             .collect();
-        self.totals.change(file, |state| {
-            done.iter().for_each(|index| {
-                state.chunks.unsynced.remove(index);
-            })
+        let (synced, is_retired) = self.totals.change(file, |state| {
+            let take = |index| Some((index, state.chunks.unsynced.remove(&index)?));
+            let synced: Unsynced = done.iter().copied().filter_map(take).collect();
+            (synced, state.is_retired())
         });
+        if is_retired {
+            self.no_longer_unsynced(file.ino, &synced);
+        }
         if let Some((replica, batch, error)) = problem {
             return self.sync_failed(file, &replica, &batch, error, retry, broken).await;
         }
@@ -127,8 +131,7 @@ impl FileData {
             let nowhere = chunks_of_all.iter().filter(|chunk| chunk.location.replicas.is_empty());
             match nowhere.clone().find(|chunk| chunk.location.lost) {
                 Some(chunk) => {
-                    let what = format!("no chunk server has anything of chunk {}", chunk.location.chunk);
-                    retry.contradicted(&what).await?;
+                    retry.contradicted(&lost(&chunk.location)).await?;
                 }
                 None => {
                     let what = format!("no replica of a chunk of {} is known", file.ino);
@@ -196,6 +199,14 @@ impl FileData {
             }
             ChunkCallError::Refused { failure, .. } if failure.code() == Code::LostWrites => {
                 tracing::error!(ino = %file.ino, %error, "what a sync was to keep is lost");
+                // It is told now, whichever chunks it was of.
+                let is_retired = self.totals.change(file, |state| {
+                    state.chunks.unsynced.clear();
+                    state.is_retired()
+                });
+                if is_retired {
+                    self.forget_unsynced(file.ino);
+                }
                 return Err(FsError::Io);
             }
             ChunkCallError::Refused { failure, .. } => {

@@ -271,6 +271,9 @@ async fn a_chunk_that_no_server_has_is_an_error_and_not_waited_for() {
     assert_eq!(mount.read(0, 1000).await, pattern(150_000, 1)[..1000], "the rest of the file is there");
     let synced = tokio::time::timeout(Duration::from_secs(60), mount.data.flush(INO, true)).await;
     assert_eq!(synced.expect("no waiting for ever"), Err(FsError::Io), "what cannot be had is not durable");
+    mount.write(70_000, b"more").await;
+    let written = tokio::time::timeout(Duration::from_secs(60), mount.data.flush(INO, false)).await;
+    assert_eq!(written.expect("no waiting for ever"), Err(FsError::Io), "nor is there a place for more");
 }
 
 #[tokio::test]
@@ -324,17 +327,22 @@ async fn fsync_covers_bytes_that_were_flushed_before() {
 async fn fsync_says_once_that_all_servers_lost_what_it_was_to_keep() {
     let mount = Mount::new(|_| {}).await;
     let (kept, lost) = (pattern(9_000, 1), pattern(9_000, 2));
-    for leases_between in [false, true] {
+    for between in ["nothing", "another lease", "another session"] {
         mount.write(0, &kept).await;
         mount.data.flush(INO, true).await.unwrap();
         mount.write(0, &lost).await;
         mount.flush().await;
-        if leases_between {
-            mount.reload().await;
+        match between {
+            "another lease" => mount.reload().await,
+            "another session" => {
+                assert!(!mount.data.discard(INO));
+                mount.data.load(INO, mount.cluster.content(INO));
+            }
+            _ => {}
         }
         mount.cluster.lose_power();
         let cursor = mount.data.error_cursor(INO);
-        assert_eq!(mount.data.flush(INO, true).await, Err(FsError::Io), "leases between: {leases_between}");
+        assert_eq!(mount.data.flush(INO, true).await, Err(FsError::Io), "{between}");
         assert_eq!(mount.data.take_error(INO, &cursor), Err(FsError::Io));
         mount.data.flush(INO, true).await.unwrap();
         assert_eq!(mount.data.take_error(INO, &cursor), Ok(()));
@@ -350,6 +358,58 @@ async fn fsync_says_once_that_all_servers_lost_what_it_was_to_keep() {
     mount.reload().await;
     mount.data.flush(INO, true).await.unwrap();
     assert_eq!(mount.read(0, 9_000).await, lost);
+}
+
+#[tokio::test]
+async fn a_sync_whose_file_is_given_back_before_it_begins_syncs_all_the_same() {
+    let mount = Mount::new(|_| {}).await;
+    let bytes = pattern(9_000, 1);
+    for is_session_over in [false, true] {
+        mount.write(0, &bytes).await;
+        mount.flush().await;
+        let syncing = mount.data.flush(INO, true);
+        match is_session_over {
+            false => mount.data.drop_clean(INO),
+            true => assert!(!mount.data.discard(INO)),
+        }
+        syncing.await.unwrap();
+        assert_eq!(mount.data.unsynced_and_not_loaded(), [], "session over: {is_session_over}");
+        mount.cluster.lose_power();
+        mount.data.load(INO, mount.cluster.content(INO));
+        assert_eq!(mount.read(0, 9_000).await, bytes);
+        mount.truncate(0).await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_synced_in_the_inode_stays_durable_when_the_file_outgrows_it() {
+    let mount = Mount::new(|_| {}).await;
+    let bytes = pattern(9_000, 1);
+    mount.write(0, &bytes[..1_000]).await;
+    mount.data.flush(INO, true).await.unwrap();
+    assert!(mount.cluster.content(INO).inline.is_some_and(|inline| inline.len() == 1_000));
+    mount.write(1_000, &bytes[1_000..]).await;
+    mount.flush().await;
+    assert!(mount.cluster.content(INO).inline.is_none());
+    mount.cluster.lose_power();
+    mount.reload().await;
+    assert_eq!(mount.read(0, 1_000).await, bytes[..1_000]);
+}
+
+#[tokio::test]
+async fn a_refused_write_does_not_make_fsync_forget_what_was_written_before_it() {
+    let mount = Mount::new(|_| {}).await;
+    mount.write(0, &pattern(9_000, 1)).await;
+    mount.data.flush(INO, true).await.unwrap();
+    mount.write(0, &pattern(9_000, 2)).await;
+    mount.flush().await;
+    mount.cluster.servers.iter().for_each(|server| server.full.store(true, Ordering::Relaxed));
+    mount.write(20_000, &pattern(5_000, 3)).await;
+    assert_eq!(mount.data.flush(INO, false).await, Err(FsError::NoSpace));
+    mount.cluster.servers.iter().for_each(|server| server.full.store(false, Ordering::Relaxed));
+    mount.cluster.lose_power();
+    assert_eq!(mount.data.flush(INO, true).await, Err(FsError::Io));
+    mount.data.flush(INO, true).await.unwrap();
 }
 
 #[tokio::test]

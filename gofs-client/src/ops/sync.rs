@@ -1,10 +1,14 @@
 //! What must not be lost: flush, fsync.
 
+use futures_util::stream::{self, StreamExt};
 use gofs_tree::{FsError, Ino, LeaseMode};
 
 use crate::client::Client;
 use crate::core::Hold;
 use crate::handle::FileHandle;
+
+/// Files that other mounts used meanwhile and that are synced at once.
+const SYNCS_MAX: usize = 256;
 
 impl Client {
     /// close(2): tells once what could not be written back, and whoever may write also of changes that are lost. Does not wait for servers, but for pages of memory maps that
@@ -23,14 +27,18 @@ impl Client {
         // The size and times that fdatasync may leave out travel with what it must not.
         let _ = datasync;
         self.core.unparked(file.ino()).await?;
-        let known = self.be_known(file.ino()).await?;
-        let flushing = self.core.data.flush(file.ino(), true);
-        // What the flush needs it has now, and servers that do not answer must not keep other mounts from the file.
-        drop(known);
-        let flushed = flushing.await;
+        let flushed = self.sync_bytes(file.ino()).await;
         let committed = self.core.commit_all().await;
         let told = self.core.data.take_error(file.ino(), &file.0.errors);
         flushed.and(committed).and(told).and(self.core.told_of_lost_edits(&file.0.lost_edits))
+    }
+
+    async fn sync_bytes(&self, ino: Ino) -> Result<(), FsError> {
+        let known = self.be_known(ino).await?;
+        let flushing = self.core.data.flush(ino, true);
+        // What the flush needs it has now, and servers that do not answer must not keep other mounts from the file.
+        drop(known);
+        flushing.await
     }
 
     /// What this mount wrote under a lease that is gone by now is with the ChunkServers, but maybe not on stable storage: of a file
@@ -49,7 +57,10 @@ impl Client {
         match known.await {
             Ok(hold) => Ok(Some(hold)),
             // Of what is gone nothing can be missed.
-            Err(FsError::NotFound | FsError::Stale) => Ok(None),
+            Err(FsError::NotFound | FsError::Stale) => {
+                self.core.data.forget_unsynced(ino);
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -60,10 +71,15 @@ impl Client {
         self.core.told_of_lost_edits(&self.core.lost_edits_told)
     }
 
-    /// Everything unwritten of all files, onto stable storage.
+    /// Everything unwritten of all files, and what was written and not synced, onto stable storage.
     pub async fn sync_all(&self) -> Result<(), FsError> {
         self.core.wait_for(|table| table.parked().is_empty().then_some(())).await?;
-        let flushed = self.core.data.flush_all(true).await;
-        flushed.and(self.core.commit_all().await)
+        let mut synced = self.core.data.flush_all(true).await;
+        let others = self.core.data.unsynced_and_not_loaded();
+        let mut syncs = stream::iter(others).map(|ino| self.sync_bytes(ino)).buffer_unordered(SYNCS_MAX);
+        while let Some(result) = syncs.next().await {
+            synced = synced.and(result);
+        }
+        synced.and(self.core.commit_all().await)
     }
 }

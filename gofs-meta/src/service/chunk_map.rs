@@ -144,10 +144,13 @@ pub(super) async fn allocate(
                 .chunks
                 .for_writing(reference.chunk, blank.contains(&reference.chunk))
                 .await;
-            if !matches!(location, Location::At { .. } | Location::NoChunk) {
-                return Err(busy(FsError::Busy));
+            // Where nothing is left of it, the writer is told: it would wait for ever.
+            match location {
+                Location::At { .. } | Location::NoChunk | Location::Absent { may_return: false } => {
+                    chunks.push(shown(index, reference, location)?);
+                }
+                _ => return Err(busy(FsError::Busy)),
             }
-            chunks.push(shown(index, reference, location)?);
             continue;
         }
         let servers = member.term.shared.chunks.place(record.config.replicas).map_err(busy)?;

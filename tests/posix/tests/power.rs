@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
@@ -133,5 +134,28 @@ fn an_fsync_after_all_chunk_servers_lost_their_power_is_not_a_lie() {
     for mount in [mount, other, reader] {
         mount.unmount();
     }
+    cluster.check();
+}
+
+#[test]
+fn what_a_mount_wrote_is_durable_once_it_is_unmounted() {
+    let mut cluster = Cluster::builder().disk_bytes(DISK_BYTES).start();
+    cluster.create_namespace("test", &["--chunk-size", "1M"]);
+    let (mount, other) = (cluster.mount("m"), cluster.mount("other"));
+    let (mine, shared) = (vec![1; 100_000], vec![2; 100_000]);
+    fs::write(mount.path().join("mine"), &mine).unwrap();
+    fs::write(mount.path().join("shared"), &shared).unwrap();
+    // Takes the lease: the first mount sends the bytes to the ChunkServers and forgets all that it knows of the file.
+    File::options().append(true).open(other.path().join("shared")).unwrap().write_all(b"more").unwrap();
+    mount.unmount();
+    cut_power(&mut cluster, 1);
+    power_on(&mut cluster, 1);
+    cluster.wait_healthy();
+    let reader = cluster.mount("reader");
+    assert!(fs::read(reader.path().join("mine")).unwrap() == mine, "a file of its own is lost");
+    let there = fs::read(reader.path().join("shared")).unwrap();
+    assert!(there[..100_000] == shared, "a file that another mount used since is lost");
+    reader.unmount();
+    other.unmount();
     cluster.check();
 }

@@ -1,9 +1,12 @@
 //! What an administrator asks for while everything goes on.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use gofs_proto::cluster::admin_client::AdminClient;
-use gofs_proto::cluster::{AddMetaRequest, RemoveMetaRequest, SetDrainingRequest, TransferLeadRequest};
+use gofs_proto::cluster::{
+    AddMetaRequest, CheckRequest, RemoveMetaRequest, SetDrainingRequest, TransferLeadRequest,
+};
 use gofs_tree::MetaServerId;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -53,6 +56,40 @@ pub fn ask(plan: &Plan, wish: Wish) {
             }
         });
     });
+}
+
+/// What the last `fsck` found; `None`: it was not answered yet.
+#[derive(Clone, Default)]
+pub struct Problems(Arc<Mutex<Option<Vec<String>>>>);
+
+impl Problems {
+    /// See the type.
+    pub fn get(&self) -> Option<Vec<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Checks state and ChunkServers until no problem is found. With `lost_to_holes` files have holes where chunks are gone.
+pub fn check(plan: &Plan, lost_to_holes: bool) -> Problems {
+    let mut metas = plan.meta_addresses();
+    metas.push(plan.meta_address(plan.metas).to_string());
+    let problems = Problems::default();
+    let found = problems.clone();
+    world::spawn_on(plan.client_host(plan.clients), "fsck", move || {
+        run(async {
+            let request = CheckRequest { repair: false, discard_unknown: false, lost_to_holes };
+            while found.get().is_none_or(|problems| !problems.is_empty()) {
+                until_done(&metas, async |mut admin| {
+                    let reply = admin.check(request).await?.into_inner();
+                    *found.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reply.problems);
+                    Ok(true)
+                })
+                .await;
+                tokio::time::sleep(PATIENCE / 2).await;
+            }
+        });
+    });
+    problems
 }
 
 async fn replace(mut metas: Vec<String>, old: MetaServerId, new: MetaServerId, address: String) {

@@ -5,7 +5,7 @@ use rand::rngs::StdRng;
 
 use crate::admin::{self, Wish};
 use crate::cluster::{self, Crew, Process};
-use crate::plan::{Break, Plan};
+use crate::plan::{Break, LONGEST_TROUBLE_S, Plan};
 use crate::report;
 use crate::world::{self, Cut, HostId, MILLI_NS, SECOND_NS, Weather};
 use gofs_client::Client;
@@ -126,6 +126,7 @@ impl Faults {
             0..3 => self.meta(cluster, &plan),
             3..6 => match plan.flips {
                 Some(at) => flip(&mut self.rng, &plan, at),
+                None if plan.blackouts && self.rng.random() => self.blackout(&plan),
                 None => self.chunk(cluster, &plan),
             },
             6..9 => self.client(cluster, &plan),
@@ -224,8 +225,9 @@ impl Faults {
             return;
         }
         // What was not synced is on the other replica only then, if there is one.
-        let may_cut = std::mem::take(&mut self.whole) && plan.may_cut_chunks();
-        let sort = if may_cut { 5 } else { self.rng.random_range(0..6) };
+        let is_whole = std::mem::take(&mut self.whole) && plan.may_cut_chunks();
+        let may_cut = is_whole || plan.blackouts;
+        let sort = if is_whole { 5 } else { self.rng.random_range(0..6) };
         match sort {
             4 => {
                 tracing::info!(host = host.0, "ChunkServer is drained");
@@ -246,6 +248,23 @@ impl Faults {
                 tracing::info!(host = host.0, may_cut, "ChunkServer dies");
                 self.stop(host, if may_cut { 3 } else { 1 });
                 self.later(100, 6_000, Repair::StartChunk(at));
+            }
+        }
+    }
+
+    /// All ChunkServers lose their power, now and then the MetaServers with them.
+    fn blackout(&mut self, plan: &Plan) {
+        self.whole = false;
+        let chunks = (0..plan.chunks).map(|at| (plan.chunk_host(at), Repair::StartChunk(at)));
+        let metas = (0..plan.metas).map(|at| (plan.meta_host(at), Repair::StartMeta(at)));
+        let with_metas = self.rng.random_range(0..4) == 0;
+        tracing::info!(with_metas, "blackout");
+        report::count("blackouts", 1);
+        for (host, start) in chunks.chain(metas.filter(|_| with_metas)) {
+            if self.may(host, |_| false, usize::MAX) {
+                let cut = if self.rng.random() { Cut::All } else { Cut::Torn };
+                world::with(|world| world.cut_power(host, cut));
+                self.later(100, 1_000 * LONGEST_TROUBLE_S, start);
             }
         }
     }

@@ -182,10 +182,22 @@ pub enum Standing {
     Void,
 }
 
-/// Judges every operation by what is promised: what was not made durable goes with the session of its client.
-pub fn standings(ops: &[Op], clean: &[u64]) -> Vec<Standing> {
+/// Judges every operation by what is promised: what was not made durable goes with the session of its client; with
+/// `blackouts` also while that lives, but a sync tells.
+pub fn standings(ops: &[Op], clean: &[u64], blackouts: bool) -> Vec<Standing> {
     let syncs: Vec<&Op> = ops.iter().filter(|op| op.action == Action::Sync).collect();
-    ops.iter().map(|op| standing(op, ops, &syncs, clean)).collect()
+    let truncated = |op: &Op| {
+        // Of what was cut off before it no sync tells whether it had been lost until then.
+        let cuts = |later: &Op| {
+            later.object == op.object && later.action == Action::Write(0) && later.call > op.call
+        };
+        blackouts && matches!(op.object, Object::Block(..)) && op.action.changes() && ops.iter().any(cuts)
+    };
+    let judge = |op: &Op| match standing(op, ops, &syncs, clean) {
+        Standing::Certain if truncated(op) => Standing::Possible,
+        standing => standing,
+    };
+    ops.iter().map(judge).collect()
 }
 
 fn standing(op: &Op, ops: &[Op], syncs: &[&Op], clean: &[u64]) -> Standing {
@@ -232,8 +244,16 @@ fn is_lossy(op: &Op, returned: Tick, syncs: &[&Op], clean: &[u64]) -> bool {
         _ => false,
     };
     for sync in syncs {
-        if sync.session != op.session || sync.call < returned || !covers(sync) {
+        if sync.session != op.session || !covers(sync) {
             continue;
+        }
+        if sync.call < returned {
+            // It tells also of what was written while it was under way.
+            let tells = |(at, answer): &(Tick, Answer)| *at > op.call && !matches!(answer, Answer::Done(_));
+            match sync.answer.as_ref().is_some_and(tells) {
+                true => return true,
+                false => continue,
+            }
         }
         match &sync.answer {
             // A handle that was opened after a loss is not told of it.
@@ -263,7 +283,7 @@ pub mod tests {
     }
 
     fn judged(ops: &[Op], clean: &[u64]) -> Vec<Standing> {
-        standings(ops, clean)
+        standings(ops, clean, false)
     }
 
     #[test]
@@ -288,6 +308,33 @@ pub mod tests {
             op(1, Object::Log, Action::Sync, 3, 4, Answer::Unknown),
         ];
         assert_eq!(judged(&ops, &[1])[0], Standing::Possible);
+    }
+
+    #[test]
+    fn a_sync_that_failed_tells_of_what_was_written_while_it_was_under_way_and_of_nothing_later() {
+        let ops = [
+            op(1, Object::Log, Action::Append(1), 2, 5, Answer::Done(None)),
+            op(1, Object::Log, Action::Sync, 1, 4, Answer::Unknown),
+            op(1, Object::Log, Action::Append(2), 6, 7, Answer::Done(None)),
+            op(1, Object::Log, Action::Sync, 8, 9, Answer::Done(None)),
+        ];
+        let standings = judged(&ops, &[]);
+        assert_eq!((standings[0], standings[2]), (Standing::Possible, Standing::Certain));
+    }
+
+    #[test]
+    fn no_sync_tells_of_what_a_blackout_took_before_the_file_was_cut() {
+        let b = Object::Block(1, 0);
+        let ops = [
+            op(1, b, Action::Write(1), 1, 2, Answer::Done(None)),
+            op(2, b, Action::Read, 3, 4, Answer::Value(0)),
+            op(2, b, Action::Write(0), 5, 6, Answer::Done(None)),
+            op(1, b, Action::Write(2), 7, 8, Answer::Done(None)),
+            op(1, b, Action::Sync, 9, 10, Answer::Done(None)),
+        ];
+        let standings = |blackouts| standings(&ops, &[1], blackouts);
+        assert_eq!((standings(false)[0], standings(false)[3]), (Standing::Certain, Standing::Certain));
+        assert_eq!((standings(true)[0], standings(true)[3]), (Standing::Possible, Standing::Certain));
     }
 
     #[test]

@@ -40,6 +40,9 @@ enum Command {
         /// Breaks something, to show that it is found.
         #[arg(long = "break", value_enum, default_value_t)]
         broken: Break,
+        /// All ChunkServers lose their power at once now and then, not only in some runs.
+        #[arg(long)]
+        blackouts: bool,
         /// Shows what servers and clients log, at this level.
         #[arg(long)]
         log: Option<String>,
@@ -50,7 +53,7 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().command {
-        Command::Run { seed, broken, log } => {
+        Command::Run { seed, broken, blackouts, log } => {
             if let Some(log) = log {
                 let shown = tracing_subscriber::EnvFilter::try_new(log)?;
                 tracing_subscriber::fmt()
@@ -63,7 +66,7 @@ fn main() -> anyhow::Result<()> {
                 std::fs::read_dir(".")?.next().is_none(),
                 "a run puts its disks into the current directory, and this one is not empty: use `gofs-sim runs`"
             );
-            run::run(Plan::new(seed, broken))
+            run::run(Plan::new(seed, broken, blackouts))
         }
         Command::Runs(options) => runs::runs(&options),
     }

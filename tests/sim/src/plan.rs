@@ -62,6 +62,9 @@ pub struct Plan {
     pub snapshot_entries: u64,
     /// After so long without it a ChunkServer is written off.
     pub repair_after: Duration,
+    /// Whether all ChunkServers lose their power at once now and then, and each of them at any time: what was not synced may be
+    /// gone everywhere then, and the next sync has to say so.
+    pub blackouts: bool,
 }
 
 /// No fault lasts longer, seconds.
@@ -70,8 +73,8 @@ pub const LONGEST_TROUBLE_S: u64 = 6;
 pub const NAMESPACE: &str = "demo";
 
 impl Plan {
-    /// Of a seed.
-    pub fn new(seed: u64, broken: Break) -> Plan {
+    /// Of a seed; `blackouts`: with these wherever they may be.
+    pub fn new(seed: u64, broken: Break, blackouts: bool) -> Plan {
         let mut rng = StdRng::seed_from_u64(seed ^ 0x706c_616e);
         let rng = &mut rng;
         let lossy = rng.random_range(0..3) == 0;
@@ -103,11 +106,13 @@ impl Plan {
             flips: (rng.random_range(0..6) == 0).then(|| rng.random_range(0..chunks)),
             snapshot_entries: if rng.random() { rng.random_range(20..200) } else { 100_000 },
             repair_after: Duration::from_secs(if is_hasty { 2 } else { LONGEST_TROUBLE_S + 2 }),
+            blackouts: rng.random_range(0..5) == 0 || blackouts,
         };
         if plan.flips.is_some() {
             // The whole replicas of a server that is late are not given up for copies of those with the flipped bits.
             plan.repair_after = Duration::from_secs(LONGEST_TROUBLE_S + 2);
         }
+        plan.blackouts &= plan.flips.is_none() && plan.may_cut_chunks();
         plan
     }
 

@@ -7,6 +7,7 @@ use gofs_meta::group::MetaGroup;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::admin;
 use crate::cluster::{self, Crew, Process, Seen};
 use crate::faults::{Cluster, Faults};
 use crate::history::{self, Action, Answer, History, Object};
@@ -112,6 +113,12 @@ fn settle(cluster: &Cluster, history: &History) {
     if !wait_until(cluster, LIVENESS_MS, ended) {
         return describe_waits(cluster);
     }
+    let problems = admin::check(&cluster.plan, cluster.plan.blackouts);
+    if !wait_until(cluster, LIVENESS_MS, |_| problems.get().is_some_and(|problems| problems.is_empty())) {
+        let left = problems.get().unwrap_or_else(|| vec!["nobody answers".to_owned()]);
+        report::violation("fsck", &format!("what is not as it should be does not end:\n{}", left.join("\n")));
+        return;
+    }
     let last: Process<Seen> = cluster.crew.look();
     if !wait_until(cluster, LIVENESS_MS, |_| last.state.has_ended()) {
         report::violation("liveness", "what is there at the end cannot be read");
@@ -155,8 +162,13 @@ fn describe_waits(cluster: &Cluster) {
 fn judge(cluster: &Cluster, history: &History, seen: &Seen) {
     let (mut ops, clean) = history.take();
     report::count("operations", history.returned_count() as u64);
+    let syncs = ops.iter().filter(|op| op.action == Action::Sync);
+    report::count(
+        "failed_syncs",
+        syncs.filter(|op| matches!(op.answer, Some((_, Answer::Unknown)))).count() as u64,
+    );
     tell_wrong(&mut ops, cluster.plan.broken);
-    let standings = history::standings(&ops, &clean);
+    let standings = history::standings(&ops, &clean, cluster.plan.blackouts);
     report::expect("coherent-names", invariants::coherent_names::look(&ops, &standings));
     report::expect("coherent-blocks", invariants::coherent_blocks::look(&ops, &standings));
     report::expect("exclusive-locks", invariants::exclusive_locks::look(&ops));

@@ -30,6 +30,9 @@ pub struct Options {
     /// Breaks something, to show that it is found.
     #[arg(long = "break", value_enum, default_value_t)]
     broken: Break,
+    /// All ChunkServers lose their power at once now and then, not only in some runs.
+    #[arg(long)]
+    blackouts: bool,
     /// Shows what servers and clients log, at this level.
     #[arg(long)]
     log: Option<String>,
@@ -71,6 +74,7 @@ fn run_one(seed: u64, options: &Options, directory: &Path, processor: usize) -> 
     let broken = options.broken.to_possible_value().context("a break has a name")?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["run", "--seed", &seed.to_string(), "--break", broken.get_name()]);
+    command.args(options.blackouts.then_some("--blackouts"));
     command.args(options.log.iter().flat_map(|level| ["--log", level]));
     command.current_dir(directory).stdin(Stdio::null()).stdout(Stdio::piped());
     let log = directory.with_extension("log");

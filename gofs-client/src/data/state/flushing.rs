@@ -147,6 +147,11 @@ impl FileState {
         (self.base == Base::Chunks && exposed.start < exposed.end).then_some(exposed)
     }
 
+    /// Whether the edit that shows what was written out removes bytes that are in the inode.
+    pub fn moves_durable_bytes(&self) -> bool {
+        self.moving.as_ref().is_some_and(|bytes| !bytes.is_empty())
+    }
+
     /// The edit that makes what was written visible, `None` where the server has it all. Follows
     /// [`FileState::written_out`].
     pub fn begin_commit(&mut self) -> Option<Edit> {
@@ -202,11 +207,12 @@ impl FileState {
             Some(bytes) => {
                 self.base = Base::Inline(bytes);
                 self.valid_end = 0;
+                self.chunks = Chunks::default();
             }
             None => {}
         }
         // What became of the chunks is not known: ask again, and sync all.
-        self.chunks = Chunks::unknown(true);
+        self.chunks.forget_all(true);
         self.size = self.server_size.max(self.dirty.end());
         self.committing = false;
         self.times_dirty = !self.dirty.is_empty();

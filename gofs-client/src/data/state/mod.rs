@@ -307,6 +307,11 @@ impl FileState {
         self.retired || self.epoch != epoch
     }
 
+    /// Whether the file is not loaded any more, so far as this state goes.
+    pub fn is_retired(&self) -> bool {
+        self.retired
+    }
+
     /// Nothing more is cached here: another state takes over, or none.
     pub fn retire(&mut self) {
         self.retired = true;
@@ -327,7 +332,7 @@ impl FileState {
         self.times_dirty = false;
         self.committing = false;
         self.dirty_since = None;
-        self.chunks = Chunks::default();
+        self.chunks.forget_all(false);
         self.size = self.server_size;
         self.valid_end = self.valid_end.min(self.server_size);
         self.retire();

@@ -15,7 +15,7 @@ use crate::{
     chunks::{
         Change, Copy, Servers, Step, Wanted,
         leader::{Answer, Leader},
-        version::next_version,
+        version::next_version_with_loss,
     },
     command::{Command, CommandOutcome},
     state::ChunkRecord,
@@ -138,7 +138,8 @@ impl<'a> Changing<'a> {
                 let known = entry.replicas.iter().map(|replica| replica.version).max();
                 entry.asked.max(record.version).max(known.unwrap_or_default())
             });
-            next_version(self.term, floor)
+            // Whatever was acknowledged of it before is not there any more.
+            next_version_with_loss(self.term, floor)
         };
         if !self.commit(record.version, to, ids.len()).await {
             return Err(FsError::Busy);

@@ -12,7 +12,7 @@ use super::{
     changing::{Changed, Changing},
 };
 use crate::{
-    chunks::{Location, Servers, Wanted},
+    chunks::{Location, Replica, Servers, Wanted},
     state::ChunkRecord,
 };
 
@@ -73,14 +73,14 @@ impl ChunkService {
         }
     }
 
-    /// A client found bad bytes on a server (`corrupt`), or no chunk. A replica with bad bytes is not
+    /// A client found bad bytes on a server (`corrupt`), or no chunk where it knows of one. A replica with bad bytes is not
     /// read from until its server has verified it; found bad, it is replaced and then deleted. One that
-    /// is really not there is left out, and replaced.
+    /// is really not there is left out, and replaced; one that its server never told of is no longer expected.
     pub fn bad_replica(&self, chunk: ChunkId, server: ChunkServerId, corrupt: bool) {
         let mut leader = self.leader.lock();
         let known = leader.directory.entry(chunk).and_then(|entry| entry.on(server));
-        let Some(replica) = known.filter(|replica| replica.confirmed) else { return };
-        let version = replica.version;
+        let Some(replica) = known.filter(|replica| replica.confirmed || !corrupt) else { return };
+        let (version, confirmed) = (replica.version, replica.confirmed);
         if !leader.directory.suspect(server, chunk, Instant::now()) {
             return;
         }
@@ -90,7 +90,43 @@ impl ChunkService {
         } else {
             drop(leader);
             if let Some(service) = self.own.upgrade() {
-                tokio::spawn(service.probe(chunk, server, version));
+                match confirmed {
+                    true => drop(tokio::spawn(service.probe(chunk, server, version))),
+                    false => drop(tokio::spawn(service.probe_promises(chunk))),
+                }
+            }
+        }
+    }
+
+    /// Asks all servers that were promised a chunk and never told of it: they had it and lost it with their power before they did.
+    /// Those that say that they do not have it are not expected to any more.
+    async fn probe_promises(self: Arc<Self>, chunk: ChunkId) {
+        // Whoever asks is about to ask for another place, too.
+        let Ok(changing) = Changing::wait_to_begin(&self, chunk).await else { return };
+        let promised: Vec<(ChunkServerId, ChunkVersion)> = {
+            let leader = self.leader.lock();
+            let replicas = leader.directory.entry(chunk).map_or(&[][..], |entry| &entry.replicas);
+            let promised = replicas.iter().filter(|it| !it.confirmed && leader.servers.is_alive(it.server));
+            promised.map(|replica| (replica.server, replica.version)).collect()
+        };
+        for (server, version) in promised {
+            let answer = changing.is_there(server, version).await;
+            let mut leader = self.leader.lock();
+            // It may have been made since, and told.
+            let is_promise = |it: &Replica| !it.confirmed;
+            if leader.directory.entry(chunk).and_then(|entry| entry.on(server)).is_some_and(is_promise)
+                && let Some(Err(error)) = answer
+            {
+                tracing::warn!(
+                    chunk = chunk.0,
+                    server = server.0,
+                    error,
+                    "a replica was lost before it was told of"
+                );
+                leader.directory.remove(server, chunk);
+            } else {
+                // Where there is no answer it is asked again when a client says so again.
+                leader.directory.cleared(server, chunk);
             }
         }
     }

@@ -160,3 +160,34 @@ async fn a_chunk_waits_a_moment_for_servers_that_are_just_coming() {
     // Nobody comes any more: after the patience there are two.
     until("it does not wait for ever", || meta.chunks.place(3).is_ok_and(|placed| placed.len() == 2)).await;
 }
+
+/// Written on both servers, and lost there with their power before they told of it.
+async fn lost_untold(is_committed: bool) -> Location {
+    let mut meta = Meta::start().await;
+    let servers = fakes(&meta, 1..=2).await;
+    meta.make_file(2).await;
+    let (chunk, version) = (ChunkId(1), ChunkVersion(1));
+    meta.one.edit(EditOp::AddChunk { ino: FILE, index: ChunkIndex(0), chunk }).await;
+    meta.chunks.assigned(chunk, version, &[servers[0].id, servers[1].id]);
+    if is_committed {
+        let (blocks_4k, mtime) = (vec![(ChunkIndex(0), 1)], Timestamp::new(1, 0));
+        let extend = EditOp::Extend { ino: FILE, size: 4096, mtime, blocks_4k, clear_inline: false };
+        meta.one.edit(extend).await;
+    }
+    until("all have listed their chunks", || meta.chunks.is_settled()).await;
+    assert!(matches!(meta.chunks.for_writing(chunk, false).await, Location::At { .. }));
+    meta.chunks.bad_replica(chunk, servers[0].id, false);
+    until("nobody is expected to have it", || meta.chunks.is_gone(chunk)).await;
+    meta.chunks.for_writing(chunk, false).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_that_was_lost_before_its_servers_told_of_it_is_placed_anew_as_one_that_lost_writes() {
+    let Location::At { version, servers } = lost_untold(false).await else { panic!("it has no place") };
+    assert!(version.losses() != ChunkVersion(1).losses() && servers.len() == 2, "{version:?} {servers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_with_bytes_that_was_lost_before_its_servers_told_of_it_is_lost() {
+    assert_eq!(lost_untold(true).await, Location::Absent { may_return: false });
+}
