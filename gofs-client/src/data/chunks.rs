@@ -18,6 +18,8 @@ pub(super) struct Chunk {
     pub location: ChunkLocation,
     /// Whether its servers have made it: until then a write may make it.
     pub made: bool,
+    /// The newest version at which a write from here was acknowledged; 0: none was.
+    pub made_at: ChunkVersion,
     /// The MetaServer is being told that nothing in it was acknowledged: no answer counts that comes now.
     pub claimed: bool,
     /// What was acknowledged at an older version is not there: nothing had been when the chunk was placed anew.
@@ -36,6 +38,14 @@ impl Chunk {
             replicas.rotate_left(first);
         }
         replicas
+    }
+
+    /// Its location as the MetaServer says.
+    fn is_at(&mut self, location: ChunkLocation) {
+        // All its servers have lost it before anything was committed, and others are to have it: it is to be made again.
+        let lost = location.version.losses() > self.made_at.losses();
+        self.made &= !(lost && location.blocks_4k == 0 && self.made_at != ChunkVersion(0));
+        self.location = location;
     }
 }
 
@@ -144,10 +154,11 @@ impl Chunks {
         for location in locations {
             let index = location.index;
             match self.present.get_mut(&index) {
-                Some(chunk) if chunk.location.chunk == location.chunk => chunk.location = location,
+                Some(chunk) if chunk.location.chunk == location.chunk => chunk.is_at(location),
                 _ => {
                     let chunk = Chunk {
                         made: location.blocks_4k > 0,
+                        made_at: ChunkVersion(0),
                         claimed: false,
                         counts_from: ChunkVersion(0),
                         zero_from: u64::from(size.bytes()),
@@ -177,7 +188,8 @@ impl Chunks {
             && chunk.location.chunk == location.chunk
         {
             let blocks_4k = chunk.location.blocks_4k;
-            chunk.location = ChunkLocation { blocks_4k, ..location };
+            chunk.is_at(location);
+            chunk.location.blocks_4k = blocks_4k;
         }
     }
 
@@ -236,6 +248,7 @@ impl Chunks {
                 return false;
             }
             chunk.made = true;
+            chunk.made_at = chunk.made_at.max(version);
             // Writes only add blocks, and their answers overtake each other.
             if chunk.location.blocks_4k < blocks_4k {
                 chunk.location.blocks_4k = blocks_4k;
@@ -344,6 +357,25 @@ mod tests {
         assert!(!chunks.written(index, first, 1), "where it is not any more");
         assert!(chunks.written(index, second, 1));
         assert!(!chunks.claim(&anew));
+    }
+
+    #[test]
+    fn a_chunk_that_was_lost_before_it_was_committed_is_made_again() {
+        let (first, raised) = (ChunkVersion(1), ChunkVersion(1 << 30));
+        let lost = ChunkVersion(raised.0 | 1 << ChunkVersion::COUNT_BITS);
+        assert_eq!((raised.losses(), lost.losses()), (0, 1));
+        let is_made = |blocks_4k, version| {
+            let mut chunks = Chunks::default();
+            chunks.learn(0, 1, vec![location(0, 0)], size());
+            assert!(chunks.written(ChunkIndex(0), first, 1));
+            chunks.moved(ChunkLocation { version: ChunkVersion(0), ..location(0, blocks_4k) });
+            chunks.moved(ChunkLocation { version, ..location(0, blocks_4k) });
+            let chunk = chunks.get(ChunkIndex(0)).flatten().unwrap();
+            (chunk.made, chunk.location.blocks_4k)
+        };
+        assert_eq!(is_made(0, raised), (true, 1), "it is there");
+        assert_eq!(is_made(0, lost), (false, 1), "it was placed anew");
+        assert_eq!(is_made(1, lost), (true, 1), "some of it is there, or nothing can be written to it");
     }
 
     #[test]

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use gofs_proto::chunk::{Sync, SyncItem};
 use gofs_proto::session::failure::Code;
-use gofs_tree::{ChunkIndex, ChunkVersion, FsError};
+use gofs_tree::{ChunkId, ChunkIndex, ChunkVersion, FsError};
 
 use super::chunks::{Chunk, FirstWrite, Unsynced};
 use super::file::File;
 use super::gather::Way;
 use super::links::{ChunkCallError, Trouble};
-use super::locate::lost;
+use super::locate::{READ_ONLY, lost};
 use super::retry::Retry;
 use super::{FileData, Replica};
 
@@ -59,6 +59,14 @@ impl FileData {
                 match self.chunk(file, index).await? {
                     Some(chunk) => {
                         let written = first.version(chunk.location.chunk).unwrap_or_default();
+                        let is_lost = chunk.location.version.losses() > written.losses();
+                        if is_lost && written != ChunkVersion(0) && chunk.location.version != READ_ONLY {
+                            return Err(self.writes_are_lost(
+                                file,
+                                chunk.location.chunk,
+                                "it was placed anew",
+                            ));
+                        }
                         chunks.push(ToSync { chunk, written });
                     }
                     // Truncated or punched since.
@@ -181,6 +189,19 @@ impl FileData {
         }
     }
 
+    /// What a sync was to keep is not there. It is told now, whichever chunks it was of.
+    fn writes_are_lost(&self, file: &File, chunk: ChunkId, why: &str) -> FsError {
+        tracing::error!(ino = %file.ino, %chunk, error = why, "what a sync was to keep is lost");
+        let is_retired = self.totals.change(file, |state| {
+            state.chunks.unsynced.clear();
+            state.is_retired()
+        });
+        if is_retired {
+            self.forget_unsynced(file.ino);
+        }
+        FsError::Io
+    }
+
     async fn sync_failed(
         &self,
         file: &File,
@@ -198,16 +219,8 @@ impl FileData {
                 *trouble == Trouble::Silent || tries.is_multiple_of(REPLICA_TRIES)
             }
             ChunkCallError::Refused { failure, .. } if failure.code() == Code::LostWrites => {
-                tracing::error!(ino = %file.ino, %error, "what a sync was to keep is lost");
-                // It is told now, whichever chunks it was of.
-                let is_retired = self.totals.change(file, |state| {
-                    state.chunks.unsynced.clear();
-                    state.is_retired()
-                });
-                if is_retired {
-                    self.forget_unsynced(file.ino);
-                }
-                return Err(FsError::Io);
+                let chunk = batch.first().map(|it| it.chunk.location.chunk).unwrap_or_default();
+                return Err(self.writes_are_lost(file, chunk, &error.to_string()));
             }
             ChunkCallError::Refused { failure, .. } => {
                 retry.contradicted(&error.to_string()).await?;

@@ -159,3 +159,32 @@ fn what_a_mount_wrote_is_durable_once_it_is_unmounted() {
     other.unmount();
     cluster.check();
 }
+
+#[test]
+fn a_writer_that_a_power_cut_of_all_chunk_servers_interrupts_goes_on_and_is_told() {
+    const PART: usize = 12 << 20;
+    let mut cluster = Cluster::builder().disk_bytes(DISK_BYTES).start();
+    cluster.create_namespace("test", &[]);
+    let mount = cluster.mount("m");
+    let path = mount.path().join("file");
+    let file = File::create(&path).unwrap();
+    let part = vec![1; PART];
+    file.write_all_at(&part, 0).unwrap();
+    // On its way already, and nothing of it is committed.
+    wait_for("ChunkServers have some of it", PATIENCE, || mount.counted("round_trip chunk.Write") > 0);
+    cut_power(&mut cluster, 1);
+    power_on(&mut cluster, 1);
+    file.write_all_at(&part, PART as u64).unwrap();
+    assert_eq!(file.sync_all().map_err(|error| error.raw_os_error()), Err(Some(libc::EIO)));
+    // Whatever is lost, the file can be written anew.
+    file.set_len(0).unwrap();
+    file.write_all_at(&part, 0).unwrap();
+    file.sync_all().unwrap();
+    let reader = cluster.mount("reader");
+    assert!(fs::read(reader.path().join("file")).unwrap() == part, "it was written anew");
+    drop(file);
+    for mount in [mount, reader] {
+        mount.unmount();
+    }
+    cluster.check();
+}

@@ -186,18 +186,31 @@ pub enum Standing {
 /// `blackouts` also while that lives, but a sync tells.
 pub fn standings(ops: &[Op], clean: &[u64], blackouts: bool) -> Vec<Standing> {
     let syncs: Vec<&Op> = ops.iter().filter(|op| op.action == Action::Sync).collect();
-    let truncated = |op: &Op| {
-        // Of what was cut off before it no sync tells whether it had been lost until then.
-        let cuts = |later: &Op| {
-            later.object == op.object && later.action == Action::Write(0) && later.call > op.call
+    let mut standings: Vec<Standing> = ops.iter().map(|op| standing(op, ops, &syncs, clean)).collect();
+    if blackouts {
+        let unsure: Vec<usize> = (0..ops.len()).filter(|&at| is_unsure(at, ops, &standings)).collect();
+        unsure.into_iter().for_each(|at| standings[at] = Standing::Possible);
+    }
+    standings
+}
+
+/// Whether a blackout may have taken a certain change of a block back for a while, or for good, and no sync tells: what was cut off
+/// later may have been lost before that, and what had been cut off may be there again where the file grew over it and that was lost.
+fn is_unsure(at: usize, ops: &[Op], standings: &[Standing]) -> bool {
+    let op = &ops[at];
+    let Object::Block(file, _) = op.object else { return false };
+    let is_change = op.action.changes() && standings[at] == Standing::Certain;
+    let later = || ops.iter().zip(standings).filter(|(later, _)| later.call > op.call);
+    let cut_later = || later().any(|(it, _)| it.object == op.object && it.action == Action::Write(0));
+    let grown_and_lost = || {
+        let is_lost = |(it, standing): (&Op, &Standing)| {
+            matches!(it.object, Object::Block(other, _) if other == file)
+                && it.action.changes()
+                && *standing == Standing::Possible
         };
-        blackouts && matches!(op.object, Object::Block(..)) && op.action.changes() && ops.iter().any(cuts)
+        op.action == Action::Write(0) && later().any(is_lost)
     };
-    let judge = |op: &Op| match standing(op, ops, &syncs, clean) {
-        Standing::Certain if truncated(op) => Standing::Possible,
-        standing => standing,
-    };
-    ops.iter().map(judge).collect()
+    is_change && (cut_later() || grown_and_lost())
 }
 
 fn standing(op: &Op, ops: &[Op], syncs: &[&Op], clean: &[u64]) -> Standing {
@@ -335,6 +348,18 @@ pub mod tests {
         let standings = |blackouts| standings(&ops, &[1], blackouts);
         assert_eq!((standings(false)[0], standings(false)[3]), (Standing::Certain, Standing::Certain));
         assert_eq!((standings(true)[0], standings(true)[3]), (Standing::Possible, Standing::Certain));
+    }
+
+    #[test]
+    fn what_was_cut_off_may_be_there_again_where_the_file_grew_over_it_and_a_blackout_took_that() {
+        let b = Object::Block(1, 0);
+        let cut = [
+            op(1, b, Action::Write(0), 1, 2, Answer::Done(None)),
+            op(1, b, Action::Sync, 3, 4, Answer::Done(None)),
+        ];
+        let grown = op(1, Object::Block(1, 1), Action::Write(2), 5, 6, Answer::Done(None));
+        assert_eq!(standings(&cut, &[], true)[0], Standing::Certain);
+        assert_eq!(standings(&[&cut[..], &[grown]].concat(), &[], true)[0], Standing::Possible);
     }
 
     #[test]
