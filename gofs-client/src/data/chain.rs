@@ -14,7 +14,7 @@ use super::chunks::{Chunk, ChunkSpan};
 use super::file::File;
 use super::gather::Way;
 use super::links::{ChunkCallError, Trouble};
-use super::locate::{READ_ONLY, lost};
+use super::locate::READ_ONLY;
 use super::retry::Retry;
 
 /// A first hop that takes connections and breaks them is left out after so long: others' trouble may be the reason.
@@ -204,7 +204,7 @@ impl FileData {
             else {
                 // The first time just ask; then wait before each time.
                 if chunk.location.lost {
-                    retry.contradicted(&lost(&chunk.location)).await?;
+                    retry.lost(&chunk.location).await?;
                 } else if std::mem::replace(&mut asked, true) {
                     let why = format!("no replica of chunk {} takes writes", chunk.location.chunk);
                     retry.unreachable(&why).await?;

@@ -12,7 +12,6 @@ use gofs_tree::{ByteRange, ChunkOffset, FsError};
 use super::chunks::{Chunk, ChunkSpan, spans};
 use super::file::File;
 use super::links::ChunkCallError;
-use super::locate::lost;
 use super::retry::Retry;
 use super::{FileData, Replica};
 
@@ -164,7 +163,7 @@ impl FileData {
                 return Ok(None);
             }
             if order.is_empty() && chunk.location.lost {
-                retry.contradicted(&lost(&chunk.location)).await?;
+                retry.lost(&chunk.location).await?;
             } else if bad > 0 {
                 retry.contradicted(&why).await?;
             } else {

@@ -13,11 +13,6 @@ const PAGE: u64 = 4096;
 /// Version of a location that is good for reading only: some replica that may be current is away.
 pub(super) const READ_ONLY: ChunkVersion = ChunkVersion(0);
 
-/// What is said of a chunk of which nothing is left anywhere.
-pub(super) fn lost(location: &ChunkLocation) -> String {
-    format!("no chunk server has anything of chunk {}", location.chunk)
-}
-
 /// A chunk is called blank. Ends when it is dropped, also where nobody waits for the answer any more.
 struct Claim<'a> {
     data: &'a FileData,

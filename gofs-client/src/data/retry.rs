@@ -4,11 +4,15 @@ use std::time::{Duration, Instant};
 
 use gofs_tree::FsError;
 
+use super::ChunkLocation;
+
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Answers of servers that contradict what the MetaServer said are believed after so many tries:
 /// some ten seconds, a heartbeat and a failover.
 const CONTRADICTIONS_MAX: u32 = 16;
+/// That nothing is left of a chunk, although all servers are there, is believed after so many: some two seconds, a report on its way.
+const LOST_MAX: u32 = 8;
 
 /// The tries of one request. Transport trouble goes on for ever (`hard`) or until the time is up (`soft`).
 pub(super) struct Retry {
@@ -47,6 +51,17 @@ impl Retry {
         self.contradictions += 1;
         if self.contradictions >= CONTRADICTIONS_MAX {
             tracing::error!(error = %what, "gave up: chunk servers and metadata do not agree");
+            return Err(FsError::Io);
+        }
+        self.sleep().await;
+        Ok(())
+    }
+
+    /// Waits before the next try after the MetaServer has said that nothing is left of the chunk; `Io` when it says so still.
+    pub async fn lost(&mut self, location: &ChunkLocation) -> Result<(), FsError> {
+        self.contradictions += 1;
+        if self.contradictions >= LOST_MAX {
+            tracing::error!(chunk = %location.chunk, "gave up: no chunk server has anything of a chunk");
             return Err(FsError::Io);
         }
         self.sleep().await;

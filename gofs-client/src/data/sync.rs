@@ -11,7 +11,7 @@ use super::chunks::{Chunk, FirstWrite, Unsynced};
 use super::file::File;
 use super::gather::Way;
 use super::links::{ChunkCallError, Trouble};
-use super::locate::{READ_ONLY, lost};
+use super::locate::READ_ONLY;
 use super::retry::Retry;
 use super::{FileData, Replica};
 
@@ -139,7 +139,7 @@ impl FileData {
             let nowhere = chunks_of_all.iter().filter(|chunk| chunk.location.replicas.is_empty());
             match nowhere.clone().find(|chunk| chunk.location.lost) {
                 Some(chunk) => {
-                    retry.contradicted(&lost(&chunk.location)).await?;
+                    retry.lost(&chunk.location).await?;
                 }
                 None => {
                     let what = format!("no replica of a chunk of {} is known", file.ino);

@@ -231,6 +231,8 @@ impl Crew {
             mount_point: format!("/{place}"),
             dirty_age: self.plan.dirty_age,
             connect_timeout: Duration::from_millis(500),
+            // A quarter of it goes on its way at once.
+            dirty_bytes: if self.plan.streams { 256 << 10 } else { ClientConfig::default().dirty_bytes },
             ..ClientConfig::default()
         };
         loop {
@@ -262,6 +264,7 @@ impl Crew {
             stop: self.stop.clone(),
             idle: self.plan.idle,
             moves: self.plan.moves,
+            streams: self.plan.streams,
             turns: Arc::default(),
         }
     }

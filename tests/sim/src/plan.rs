@@ -65,6 +65,8 @@ pub struct Plan {
     /// Whether all ChunkServers lose their power at once now and then, and each of them at any time: what was not synced may be
     /// gone everywhere then, and the next sync has to say so.
     pub blackouts: bool,
+    /// Whether clients also write long runs, and bring them to the ChunkServers before they are asked to.
+    pub streams: bool,
 }
 
 /// No fault lasts longer, seconds.
@@ -107,6 +109,7 @@ impl Plan {
             snapshot_entries: if rng.random() { rng.random_range(20..200) } else { 100_000 },
             repair_after: Duration::from_secs(if is_hasty { 2 } else { LONGEST_TROUBLE_S + 2 }),
             blackouts: rng.random_range(0..5) == 0 || blackouts,
+            streams: rng.random_range(0..3) == 0,
         };
         if plan.flips.is_some() {
             // The whole replicas of a server that is late are not given up for copies of those with the flipped bits.

@@ -19,6 +19,8 @@ pub const DIRECTORIES: usize = 2;
 pub const NAMES: u8 = 4;
 /// Files that all clients write to.
 pub const FILES: usize = 3;
+/// The one of them that is also written in long runs.
+const STREAMED: usize = 2;
 /// Locks that all clients want.
 pub const LOCKS: u64 = 2;
 /// Bytes of a record of the log.
@@ -72,6 +74,8 @@ pub struct Actor {
     pub idle: Duration,
     /// Whether names are moved from one directory to another.
     pub moves: bool,
+    /// Whether long runs are written.
+    pub streams: bool,
     /// The kernel's locks of directories and of files.
     pub turns: Arc<Turns>,
 }
@@ -307,6 +311,9 @@ impl Actor {
                 let (offsets, len) = blocks(file);
                 let at = rng.random_range(0..offsets.len());
                 match rng.random_range(0..12) {
+                    0..4 if self.streams && file == STREAMED && rng.random_range(0..4) == 0 => {
+                        self.stream(&handle).await;
+                    }
                     0..4 => self.write(&handle, file, at, len).await,
                     4..8 => {
                         self.read(&handle, file, at).await;
@@ -337,6 +344,27 @@ impl Actor {
             }
         };
         self.record(Object::Block(file, at), Action::Write(value), work).await;
+    }
+
+    /// Writes a run over all blocks of a file but the last, and what is between them. Parts of it may be lost alone: the last block is not aligned.
+    async fn stream(&self, handle: &FileHandle) {
+        let _turn = Turn::beside(&self.turns.files[STREAMED]).await;
+        let value = self.fresh();
+        let [over @ .., end] = blocks(STREAMED).0 else { return };
+        let call = |at| {
+            let object = Object::Block(STREAMED, at);
+            self.history.call(self.id, self.session(), self.lost(), object, Action::Write(value))
+        };
+        let ops: Vec<usize> = (0..over.len()).map(call).collect();
+        let len = *end as usize;
+        let answer = match self.client.write(handle, 0, false, pattern(value, len)).await {
+            Ok(written) if written as usize == len => Answer::Done(None),
+            Ok(_) => Answer::Unknown,
+            Err(error) => failed(error),
+        };
+        for op in ops {
+            self.history.returned(op, self.session(), self.lost(), answer.clone());
+        }
     }
 
     /// Cuts a file where a block begins: this and the later ones are zeros then.

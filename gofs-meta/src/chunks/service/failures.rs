@@ -100,7 +100,7 @@ impl ChunkService {
 
     /// Asks all servers that were promised a chunk and never told of it: they had it and lost it with their power before they did.
     /// Those that say that they do not have it are not expected to any more.
-    async fn probe_promises(self: Arc<Self>, chunk: ChunkId) {
+    pub(super) async fn probe_promises(self: Arc<Self>, chunk: ChunkId) {
         // Whoever asks is about to ask for another place, too.
         let Ok(changing) = Changing::wait_to_begin(&self, chunk).await else { return };
         let promised: Vec<(ChunkServerId, ChunkVersion)> = {

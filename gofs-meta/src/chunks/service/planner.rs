@@ -17,13 +17,15 @@ use super::{
     changing::{Changed, Changing},
 };
 use crate::{
-    chunks::{Copy, Health, Reason, Want, Wanted, judge, leader::Leader},
+    chunks::{ChunkConfig, Copy, Entry, Health, Reason, Replica, Want, Wanted, judge, leader::Leader},
     command::Command,
     state::ChunkRecord,
 };
 
 /// Forgotten chunks committed in one round of the planner.
 const FORGETS_PER_ROUND: usize = 256;
+/// Chunks of which one round asks whether they are where they were promised.
+const PROBES_PER_ROUND: usize = 64;
 /// Chunks looked at in one round for one to move to an emptier server, and moves that may wait for their turn.
 const BALANCE_LOOK_AT: usize = 256;
 const BALANCE_WAITING: u64 = 128;
@@ -59,6 +61,8 @@ struct Round {
     raises: Vec<(ChunkId, Vec<ChunkServerId>)>,
     forgets: Vec<ChunkId>,
     copies: Vec<Copy>,
+    /// With bytes in them, and none of those that were to have them has said for long that it does.
+    probes: Vec<ChunkId>,
 }
 
 impl Round {
@@ -172,6 +176,14 @@ impl Round {
                 }
             }
         }
+        if verdict.health == Health::Under
+            && verdict.current == 0
+            && self.probes.len() < PROBES_PER_ROUND
+            && leader.directory.entry(chunk).is_some_and(|entry| is_overdue(&service.config, entry, now))
+            && record.is_some_and(|record| !service.is_unwritten(record))
+        {
+            self.probes.push(chunk);
+        }
         if record.is_none() {
             leader.directory.forget_if_empty(chunk);
         }
@@ -241,6 +253,9 @@ impl Round {
         for (chunk, without) in self.raises {
             tokio::spawn(raise_without(service.clone(), chunk, without));
         }
+        for chunk in self.probes {
+            tokio::spawn(service.clone().probe_promises(chunk));
+        }
         let mut forgets = JoinSet::new();
         for chunk in self.forgets {
             let group = service.group.clone();
@@ -256,6 +271,14 @@ impl Round {
             }
         }
     }
+}
+
+/// Whether all servers that were promised the chunk would have told of it by now.
+fn is_overdue(config: &ChunkConfig, entry: &Entry, now: Instant) -> bool {
+    let is_overdue = |replica: &Replica| {
+        !replica.confirmed && now.saturating_duration_since(replica.since) >= config.promise
+    };
+    entry.replicas.iter().all(is_overdue)
 }
 
 /// Makes a replica, and goes on with the next copy that its end allows.
