@@ -23,6 +23,8 @@ pub const FILES: usize = 3;
 const STREAMED: usize = 2;
 /// Locks that all clients want.
 pub const LOCKS: u64 = 2;
+/// Bytes of a block of a file that is in chunks.
+const BLOCK_BYTES: usize = 4096;
 /// Bytes of a record of the log.
 pub const RECORD_BYTES: usize = 64;
 
@@ -31,8 +33,8 @@ pub const RECORD_BYTES: usize = 64;
 pub fn blocks(file: usize) -> (&'static [u64], usize) {
     match file {
         0 => (&[0, 1024], 1024),
-        1 => (&[0, 8192, 60 << 10], 4096),
-        _ => (&[0, 64 << 10, 130 << 10], 4096),
+        1 => (&[0, 8192, 60 << 10], BLOCK_BYTES),
+        _ => (&[0, 64 << 10, 130 << 10], BLOCK_BYTES),
     }
 }
 
@@ -346,7 +348,8 @@ impl Actor {
         self.record(Object::Block(file, at), Action::Write(value), work).await;
     }
 
-    /// Writes a run over all blocks of a file but the last, and what is between them. Parts of it may be lost alone: the last block is not aligned.
+    /// Writes a run over all blocks of a file but the last, and what is between them. It ends before that one begins, which is not
+    /// aligned: of a longer run a part of it might be written back and the rest be lost with the client.
     async fn stream(&self, handle: &FileHandle) {
         let _turn = Turn::beside(&self.turns.files[STREAMED]).await;
         let value = self.fresh();
@@ -356,7 +359,7 @@ impl Actor {
             self.history.call(self.id, self.session(), self.lost(), object, Action::Write(value))
         };
         let ops: Vec<usize> = (0..over.len()).map(call).collect();
-        let len = *end as usize;
+        let len = *end as usize - BLOCK_BYTES;
         let answer = match self.client.write(handle, 0, false, pattern(value, len)).await {
             Ok(written) if written as usize == len => Answer::Done(None),
             Ok(_) => Answer::Unknown,
