@@ -90,9 +90,10 @@ impl ChunkService {
         } else {
             drop(leader);
             if let Some(service) = self.own.upgrade() {
-                match confirmed {
-                    true => drop(tokio::spawn(service.probe(chunk, server, version))),
-                    false => drop(tokio::spawn(service.probe_promises(chunk))),
+                if confirmed {
+                    tokio::spawn(service.probe(chunk, server, version));
+                } else {
+                    tokio::spawn(service.probe_promises(chunk));
                 }
             }
         }
