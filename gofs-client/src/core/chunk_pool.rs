@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gofs_proto::session::{ReserveChunks, ReserveChunksReply};
-use gofs_tree::{ChunkIndex, ChunkServerId, Edit, EditOp, FsError, Ino, Timestamp};
+use gofs_tree::{ChunkIndex, ChunkServerId, Edit, EditOp, FsError, Ino, SessionId, Timestamp};
 
 use super::Core;
 use super::file_meta::location;
@@ -63,10 +63,15 @@ impl ChunkPool {
 
 impl Core {
     /// Chunks for these indexes of the file, which it does not have yet. `None`: the servers must be asked.
-    pub fn place(self: &Arc<Self>, ino: Ino, indexes: &[ChunkIndex]) -> Option<Vec<ChunkLocation>> {
+    pub fn place(
+        self: &Arc<Self>,
+        ino: Ino,
+        session: SessionId,
+        indexes: &[ChunkIndex],
+    ) -> Option<Vec<ChunkLocation>> {
         let mut chunks = {
             let mut table = self.table.lock();
-            table.may_commit(ino).ok()?;
+            self.may_commit(&table, ino, session).ok()?;
             let mut pool = self.chunks.lock();
             let taken = pool.take(indexes.len(), Instant::now());
             if pool.wants_more() {

@@ -69,14 +69,14 @@ impl Core {
             }
         })
         .await;
-        let released: Vec<Ino> = {
+        let (released, generation) = {
             let mut table = self.table.lock();
             let gone = |ino: &Ino| table.end_eviction(*ino, is_dirty);
             let released: Vec<Ino> = inos.iter().copied().filter(gone).collect();
             for ino in &released {
                 self.data.drop_clean(*ino);
             }
-            released
+            (released, self.identity.lock().generation)
         };
         self.changed.notify_waiters();
         if released.is_empty() {
@@ -87,14 +87,18 @@ impl Core {
         let answered = released.clone();
         let result = self
             .session
-            .call_long(request, move |_| {
+            .call_long_in(generation, request, move |_| {
                 core.table.lock().released(&answered);
                 Ok(())
             })
             .await;
         if let Err(error) = result {
             tracing::warn!(%error, "leases could not be given back");
-            self.table.lock().released(&released);
+            let mut table = self.table.lock();
+            // With the session all of them went.
+            if self.identity.lock().generation == generation {
+                table.released(&released);
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use gofs_proto::session;
-use gofs_tree::{Attr, ChunkId, ChunkIndex, ChunkServerId, ChunkVersion, Edit, FsError, Ino};
+use gofs_tree::{Attr, ChunkId, ChunkIndex, ChunkServerId, ChunkVersion, Edit, FsError, Ino, SessionId};
 
 use super::Core;
 use crate::data::{BoxFuture, ChunkLocation, FileMeta, Replica};
@@ -52,28 +52,30 @@ impl FileMeta for Meta {
     fn allocate(
         &self,
         ino: Ino,
+        session: SessionId,
         indexes: Vec<ChunkIndex>,
         blank: Vec<ChunkId>,
     ) -> BoxFuture<'_, Result<Vec<ChunkLocation>, FsError>> {
         Box::pin(async move {
             let core = self.core()?;
             core.settled(ino).await?;
-            core.table.lock().may_commit(ino)?;
+            let generation = core.may_commit(&core.table.lock(), ino, session)?;
             let indexes = indexes.into_iter().map(|index| index.0).collect();
             let blank = blank.into_iter().map(|chunk| chunk.0).collect();
             let request = session::Allocate { ino: ino.0, indexes, blank };
             let map = |reply: session::AllocateReply| Ok(reply.chunks.into_iter().map(location).collect());
-            core.session.call(request, map).await
+            core.session.call_in(generation, request, map).await
         })
     }
 
-    fn place(&self, ino: Ino, indexes: &[ChunkIndex]) -> Option<Vec<ChunkLocation>> {
-        self.core().ok()?.place(ino, indexes)
+    fn place(&self, ino: Ino, session: SessionId, indexes: &[ChunkIndex]) -> Option<Vec<ChunkLocation>> {
+        self.core().ok()?.place(ino, session, indexes)
     }
 
     fn replica_failed(
         &self,
         ino: Ino,
+        session: SessionId,
         seen: &ChunkLocation,
         servers: Vec<ChunkServerId>,
         blank: bool,
@@ -83,7 +85,7 @@ impl FileMeta for Meta {
             let core = self.core()?;
             core.chunks.lock().distrust(&servers);
             core.settled(ino).await?;
-            core.table.lock().may_commit(ino)?;
+            let generation = core.may_commit(&core.table.lock(), ino, session)?;
             let request = session::ReplicaFailed {
                 ino: ino.0,
                 index,
@@ -92,11 +94,8 @@ impl FileMeta for Meta {
                 servers: servers.into_iter().map(|server| server.0).collect(),
                 blank,
             };
-            core.session
-                .call(request, |reply: session::ReplicaFailedReply| {
-                    reply.chunk.map(location).ok_or(FsError::Io)
-                })
-                .await
+            let moved = |reply: session::ReplicaFailedReply| reply.chunk.map(location).ok_or(FsError::Io);
+            core.session.call_in(generation, request, moved).await
         })
     }
 
@@ -115,7 +114,7 @@ impl FileMeta for Meta {
         Box::pin(async move { self.core()?.make_room(bytes).await })
     }
 
-    fn commit(&self, ino: Ino, edit: Edit) -> BoxFuture<'_, Result<Attr, FsError>> {
-        Box::pin(async move { self.core()?.log_content(ino, &edit).await })
+    fn commit(&self, ino: Ino, session: SessionId, edit: Edit) -> BoxFuture<'_, Result<Attr, FsError>> {
+        Box::pin(async move { self.core()?.log_content(ino, session, &edit).await })
     }
 }

@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use gofs_proto::convert::{self, ConvertError, Grant, Node};
 use gofs_proto::session::{BatchReply, BatchResult, Placed, Reserve};
-use gofs_tree::{Attr, AttrChange, Edit, EditOp, FsError, Ino, NamespaceLimits, Outcome, TimeChange};
+use gofs_tree::{
+    Attr, AttrChange, Edit, EditOp, FsError, Ino, NamespaceLimits, Outcome, SessionId, TimeChange,
+};
 use tokio::sync::oneshot;
 
 use super::Core;
@@ -20,7 +22,7 @@ use super::learn::{EditHints, garbled};
 use crate::clock::BootTime;
 use crate::data::ChunkLocation;
 use crate::lease::{Changed, LeaseTable, Position, concerned, made_by};
-use crate::session::{Logged, Pace};
+use crate::session::{Generation, Logged, Pace};
 use crate::slices::TakenInode;
 
 /// How long edits that nobody waits for are gathered, so that one entry of the EditLog takes many.
@@ -179,12 +181,25 @@ impl Core {
         None
     }
 
+    /// Whether a change of the file may be committed that was made in this session, and the session's generation.
+    pub(super) fn may_commit(
+        &self,
+        table: &LeaseTable,
+        ino: Ino,
+        session: SessionId,
+    ) -> Result<Generation, FsError> {
+        table.may_commit(ino)?;
+        // A later session may have the lease again; where it ends now, the table loses all first.
+        let identity = self.identity.lock();
+        if identity.session == session { Ok(identity.generation) } else { Err(FsError::Stale) }
+    }
+
     /// Logs a change of a file's contents, which live apart from the table, and waits until it is committed.
-    pub async fn log_content(&self, ino: Ino, edit: &Edit) -> Result<Attr, FsError> {
+    pub async fn log_content(&self, ino: Ino, session: SessionId, edit: &Edit) -> Result<Attr, FsError> {
         let (waiter, outcome) = oneshot::channel();
         {
             let mut table = self.table.lock();
-            table.may_commit(ino)?;
+            self.may_commit(&table, ino, session)?;
             self.push(&mut table, Logged { waiter: Some(waiter), ..logged(edit, vec![ino]) });
         }
         outcome.await.unwrap_or(Err(FsError::Io))

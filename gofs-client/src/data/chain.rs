@@ -7,7 +7,7 @@ use bytes::Bytes;
 use gofs_proto::chunk::{Failed, Hop, ItemDone, Punch, PunchReply, Write, WriteItem, WriteReply, Writer};
 use gofs_proto::kind::Request;
 use gofs_proto::session::failure::Code;
-use gofs_tree::{ChunkIndex, ChunkServerId, ChunkVersion, FsError};
+use gofs_tree::{ChunkIndex, ChunkServerId, ChunkVersion, FsError, SessionId};
 
 use super::FileData;
 use super::chunks::{Chunk, ChunkSpan};
@@ -64,8 +64,8 @@ pub(super) struct ChunkWrite {
 }
 
 impl FileData {
-    fn writer(&self) -> Option<Writer> {
-        Some(Writer { namespace: self.config.namespace.0, session: (self.config.session)().0 })
+    fn writer(&self, session: SessionId) -> Option<Writer> {
+        Some(Writer { namespace: self.config.namespace.0, session: session.0 })
     }
 
     /// Writes until all current replicas have the bytes. `epoch`: see [`FileData::on_chain`].
@@ -96,8 +96,8 @@ impl FileData {
                 })
                 .collect()
         };
-        let build = |chunk: &Chunk, chain: Vec<Hop>| Write {
-            writer: self.writer(),
+        let build = |session: SessionId, chunk: &Chunk, chain: Vec<Hop>| Write {
+            writer: self.writer(session),
             items: items(chunk),
             chain,
             // By Sync requests, while the edit that shows the bytes is committed.
@@ -140,10 +140,8 @@ impl FileData {
             return Ok(None);
         }
         let Some(chunk) = self.chunk(file, write.index).await? else { return Ok(None) };
-        let session = (self.config.session)();
-        // Discarded before the session was looked at: it may be a later one.
-        let is_over = file.look(|state| state.is_over(epoch));
-        if is_over || chunk.location.version == READ_ONLY || chunk.location.replicas.is_empty() {
+        let session = self.session_of(file, epoch)?;
+        if chunk.location.version == READ_ONLY || chunk.location.replicas.is_empty() {
             return Ok(None);
         }
         let way = Way { session, servers: chunk.chain(0) };
@@ -160,8 +158,8 @@ impl FileData {
             let write = ChunkWrite { index: span.index, items: vec![zero] };
             self.write_chunk(file, &write, epoch).await?;
         }
-        let build = |chunk: &Chunk, chain: Vec<Hop>| Punch {
-            writer: self.writer(),
+        let build = |session: SessionId, chunk: &Chunk, chain: Vec<Hop>| Punch {
+            writer: self.writer(session),
             chunk: chunk.location.chunk.0,
             version: chunk.location.version.0,
             offset: span.offset.0,
@@ -183,7 +181,7 @@ impl FileData {
         index: ChunkIndex,
         epoch: u64,
         payload: Vec<Bytes>,
-        build: impl Fn(&Chunk, Vec<Hop>) -> R,
+        build: impl Fn(SessionId, &Chunk, Vec<Hop>) -> R,
     ) -> Result<(ChunkVersion, R::Reply), FsError> {
         let mut retry = Retry::new(self.config.soft_timeout);
         let mut full: BTreeSet<ChunkServerId> = BTreeSet::new();
@@ -192,9 +190,7 @@ impl FileData {
         let mut busy = 0;
         let mut asked = false;
         loop {
-            if file.look(|state| state.is_over(epoch)) {
-                return Err(FsError::Io);
-            }
+            let session = self.session_of(file, epoch)?;
             let Some(chunk) = self.chunk(file, index).await? else {
                 tracing::error!(ino = %file.ino, index = index.0, "the chunk of a write is gone");
                 return Err(FsError::Io);
@@ -209,15 +205,15 @@ impl FileData {
                     let why = format!("no replica of chunk {} takes writes", chunk.location.chunk);
                     retry.unreachable(&why).await?;
                 }
-                self.relocate_to_write(file, &chunk.location).await?;
+                self.relocate_to_write(file, epoch, &chunk.location).await?;
                 continue;
             };
             let hops = rest.iter().map(|r| Hop { server: r.server.0, address: r.address.clone() }).collect();
-            let request = build(&chunk, hops);
+            let request = build(session, &chunk, hops);
             let gone = self.links.gone(first, rest).await;
             if let Some((_, error)) = gone.first() {
                 let failed = gone.iter().map(|(server, _)| *server).collect();
-                self.leave_out(file, &chunk, failed, &error.to_string(), &mut retry).await?;
+                self.leave_out(file, epoch, &chunk, failed, &error.to_string(), &mut retry).await?;
                 continue;
             }
             let (failed, why) = match self.links.call(first, &request, payload.clone()).await {
@@ -251,7 +247,7 @@ impl FileData {
                         }
                         Code::StaleChunk => {
                             retry.contradicted(&why).await?;
-                            self.relocate_to_write(file, &chunk.location).await?;
+                            self.relocate_to_write(file, epoch, &chunk.location).await?;
                             continue;
                         }
                         Code::Retry => {
@@ -259,7 +255,7 @@ impl FileData {
                             busy += 1;
                             if busy % BUSY_TRIES == 0 {
                                 // A server that has lost the MetaServers takes none for long: they know who is there.
-                                self.relocate_to_write(file, &chunk.location).await?;
+                                self.relocate_to_write(file, epoch, &chunk.location).await?;
                             }
                             continue;
                         }
@@ -276,7 +272,7 @@ impl FileData {
             if chain.iter().all(|replica| full.contains(&replica.server)) {
                 return Err(FsError::NoSpace);
             }
-            self.leave_out(file, &chunk, failed, &why, &mut retry).await?;
+            self.leave_out(file, epoch, &chunk, failed, &why, &mut retry).await?;
         }
     }
 
@@ -285,6 +281,7 @@ impl FileData {
     async fn leave_out(
         &self,
         file: &File,
+        epoch: u64,
         chunk: &Chunk,
         failed: Vec<ChunkServerId>,
         why: &str,
@@ -293,13 +290,13 @@ impl FileData {
         let location = &chunk.location;
         if !location.replicas.iter().all(|replica| failed.contains(&replica.server)) {
             tracing::warn!(ino = %file.ino, chunk = %location.chunk, ?failed, error = %why, "replicas left out");
-            match self.replica_failed(file, location, failed).await {
+            match self.replica_failed(file, epoch, location, failed).await {
                 Ok(()) => return Ok(()),
                 Err(FsError::Io | FsError::Busy) => {}
                 Err(error) => return Err(error),
             }
         }
         retry.unreachable(&format!("no replica of chunk {} took a write: {why}", location.chunk)).await?;
-        self.relocate_to_write(file, location).await
+        self.relocate_to_write(file, epoch, location).await
     }
 }

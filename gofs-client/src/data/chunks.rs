@@ -111,6 +111,8 @@ pub(super) struct Chunks {
     pub new_blocks: BTreeMap<ChunkIndex, u32>,
     /// Chunks that others wrote may be unsynced: everything has to be synced once.
     pub all_unsynced: bool,
+    /// A request for chunks was given up and may be carried out yet, whatever the map says.
+    pub may_get_more: bool,
 }
 
 impl Chunks {
@@ -122,7 +124,7 @@ impl Chunks {
     /// Others may have changed the file: nothing is known any more but what was written here and not synced.
     pub fn forget_all(&mut self, all_unsynced: bool) {
         let unsynced = std::mem::take(&mut self.unsynced);
-        *self = Chunks { unsynced, ..Chunks::unknown(all_unsynced) };
+        *self = Chunks { unsynced, may_get_more: self.may_get_more, ..Chunks::unknown(all_unsynced) };
     }
 
     /// The chunk, `None` where the file has none; outer `None`: ask the server.

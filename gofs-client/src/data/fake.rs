@@ -194,6 +194,8 @@ struct Meta {
     places: u64,
     /// What they added.
     unsent: Vec<Edit>,
+    /// Chunks that were asked for by somebody who did not wait for them.
+    given_up: Vec<(Ino, ChunkIndex)>,
     /// What has no replica is lost.
     all_servers_are_there: bool,
 }
@@ -210,7 +212,13 @@ pub struct FakeCluster {
     pub maps: AtomicU64,
     pub refuse_commits: Mutex<Option<FsError>>,
     pub reported: Mutex<Vec<(ChunkServerId, bool)>>,
+    /// The session of now: requests and writes of others are refused.
+    pub session: Mutex<SessionId>,
     pub map_read_only: AtomicBool,
+    /// So many requests for chunks are given up by whoever asks, and carried out before the next one or the next commit.
+    pub allocations_given_up: AtomicU64,
+    /// Answers no question for a map before this is taken back.
+    pub maps_held: AtomicBool,
     /// Of each chunk of which replicas failed, whether it was called blank.
     pub called_blank: Mutex<Vec<(ChunkIndex, bool)>>,
     /// Neither commits nor syncs are answered before one of each has been asked for.
@@ -260,6 +268,7 @@ impl FakeCluster {
             next_chunk: 1,
             places: 0,
             unsent: Vec::new(),
+            given_up: Vec::new(),
             all_servers_are_there: false,
         };
         let cluster = Arc::new_cyclic(|me| FakeCluster {
@@ -272,7 +281,10 @@ impl FakeCluster {
             maps: AtomicU64::new(0),
             refuse_commits: Mutex::default(),
             reported: Mutex::default(),
+            session: Mutex::new(SESSION),
             map_read_only: AtomicBool::new(false),
+            allocations_given_up: AtomicU64::new(0),
+            maps_held: AtomicBool::new(false),
             called_blank: Mutex::default(),
             meeting: AtomicBool::new(false),
             committing: AtomicBool::new(false),
@@ -307,14 +319,9 @@ impl FakeCluster {
     }
 
     pub fn config(&self) -> DataConfig {
-        let chunk_size = ChunkSize::new(CHUNK_BYTES).unwrap();
-        DataConfig::new(
-            NamespaceId(1),
-            Arc::new(|| SESSION),
-            Bytes::from_static(b"cluster"),
-            chunk_size,
-            4096,
-        )
+        let (me, chunk_size) = (self.me.clone(), ChunkSize::new(CHUNK_BYTES).unwrap());
+        let session = move || me.upgrade().map_or(SessionId(0), |cluster| *cluster.session.lock());
+        DataConfig::new(NamespaceId(1), Arc::new(session), Bytes::from_static(b"cluster"), chunk_size, 4096)
     }
 
     pub fn now(&self) -> Timestamp {
@@ -428,7 +435,9 @@ impl FakeCluster {
             }
             Write::KIND => {
                 let write = Write::decode(header).unwrap();
-                assert_eq!(write.writer, Some(Writer { namespace: 1, session: SESSION.0 }));
+                if write.writer != Some(Writer { namespace: 1, session: self.session.lock().0 }) {
+                    return link.refuse(id, &refusal(Code::StaleChunk, "session"));
+                }
                 if count_down(&server.late) {
                     server.undone.lock().push((write, request.payload));
                     return link.close();
@@ -581,6 +590,21 @@ impl FakeCluster {
         meta.replicas.insert(chunk, (version, live));
     }
 
+    /// Does what was given up.
+    fn carry_out(&self) {
+        let mut meta = self.meta.lock();
+        for (ino, index) in std::mem::take(&mut meta.given_up) {
+            let chunk = self.new_chunk(&mut meta);
+            let op = EditOp::AddChunk { ino, index, chunk };
+            // Refused where the file has one.
+            let _ = apply(&mut meta.store, &Edit { time: Timestamp::default(), op });
+        }
+    }
+
+    fn admit(&self, session: SessionId) -> Result<(), FsError> {
+        if *self.session.lock() == session { Ok(()) } else { Err(FsError::Stale) }
+    }
+
     /// What the server knows, after all that was done without it.
     fn settled(&self) -> Result<MutexGuard<'_, Meta>, FsError> {
         let mut meta = self.meta.lock();
@@ -605,6 +629,9 @@ impl FileMeta for FakeCluster {
         Box::pin(async move {
             tokio::task::yield_now().await;
             self.maps.fetch_add(1, Ordering::Relaxed);
+            while self.maps_held.load(Ordering::Relaxed) {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
             let meta = self.settled()?;
             let end = u64::from(first.0) + u64::from(count);
             let found = meta.store.chunks_from(ino, first)?;
@@ -625,12 +652,19 @@ impl FileMeta for FakeCluster {
     fn allocate(
         &self,
         ino: Ino,
+        session: SessionId,
         indexes: Vec<ChunkIndex>,
         blank: Vec<ChunkId>,
     ) -> BoxFuture<'_, Result<Vec<ChunkLocation>, FsError>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
+            self.admit(session)?;
+            self.carry_out();
             let mut meta = self.settled()?;
+            if count_down(&self.allocations_given_up) {
+                meta.given_up.extend(indexes.iter().map(|&index| (ino, index)));
+                return Err(FsError::Io);
+            }
             let mut out = Vec::new();
             for index in indexes {
                 if meta.store.chunk(ino, index)?.is_none() {
@@ -652,7 +686,8 @@ impl FileMeta for FakeCluster {
     }
 
     /// Every second time out of a pool: the server hears of it with the next request.
-    fn place(&self, ino: Ino, indexes: &[ChunkIndex]) -> Option<Vec<ChunkLocation>> {
+    fn place(&self, ino: Ino, session: SessionId, indexes: &[ChunkIndex]) -> Option<Vec<ChunkLocation>> {
+        self.admit(session).ok()?;
         let mut meta = self.meta.lock();
         meta.places += 1;
         if meta.places.is_multiple_of(2) {
@@ -670,12 +705,14 @@ impl FileMeta for FakeCluster {
     fn replica_failed(
         &self,
         ino: Ino,
+        session: SessionId,
         seen: &ChunkLocation,
         servers: Vec<ChunkServerId>,
         blank: bool,
     ) -> BoxFuture<'_, Result<ChunkLocation, FsError>> {
         let ChunkLocation { index, chunk, version, .. } = *seen;
         Box::pin(async move {
+            self.admit(session)?;
             self.called_blank.lock().push((index, blank));
             tokio::task::yield_now().await;
             let mut meta = self.settled()?;
@@ -707,14 +744,16 @@ impl FileMeta for FakeCluster {
         self.reported.lock().push((server, corrupt));
     }
 
-    fn commit(&self, ino: Ino, edit: Edit) -> BoxFuture<'_, Result<Attr, FsError>> {
+    fn commit(&self, ino: Ino, session: SessionId, edit: Edit) -> BoxFuture<'_, Result<Attr, FsError>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
             self.committing.store(true, Ordering::Relaxed);
             self.meet().await;
+            self.admit(session)?;
             if let Some(error) = *self.refuse_commits.lock() {
                 return Err(error);
             }
+            self.carry_out();
             let mut meta = self.settled()?;
             apply(&mut meta.store, &edit)?;
             self.commits.lock().push(edit.op);

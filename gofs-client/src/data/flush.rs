@@ -161,7 +161,7 @@ impl FileData {
 
     pub(super) async fn commit_flush(&self, file: &File, edit: Edit, epoch: u64) -> Result<(), FsError> {
         let before = file.look(|state| state.server_size());
-        let attr = self.meta.commit(file.ino, edit.clone()).await?;
+        let attr = self.meta.commit(file.ino, self.session_of(file, epoch)?, edit.clone()).await?;
         self.spend(attr.size.saturating_sub(before));
         self.change_live(file, epoch, |state| state.committed(&edit, &attr, Instant::now()))
             .ok_or(FsError::Io)
@@ -185,7 +185,7 @@ impl FileData {
         let chunks = self.by_chunk(&plan.runs);
         let indexes: Vec<ChunkIndex> = chunks.keys().copied().collect();
         for indexes in indexes.chunks(ALLOCATE_MAX) {
-            self.make_chunks(file, indexes).await?;
+            self.make_chunks(file, indexes, epoch).await?;
         }
         let mut frames = VecDeque::new();
         for (index, items) in chunks {

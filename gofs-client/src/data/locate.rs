@@ -1,6 +1,6 @@
 //! Where chunks are: asked once, remembered while the lease lasts, asked again when a server contradicts.
 
-use gofs_tree::{ChunkIndex, ChunkServerId, ChunkVersion, FsError};
+use gofs_tree::{ChunkIndex, ChunkServerId, ChunkVersion, FsError, SessionId};
 
 use super::chunks::{Chunk, INDEX_END};
 use super::file::File;
@@ -81,15 +81,21 @@ impl FileData {
     }
 
     /// Asks for a location that can be written to: one that was told for reading has version 0, or was
-    /// overtaken. Unless that was done since `seen` was looked up. Needs the Write lease.
-    pub(super) async fn relocate_to_write(&self, file: &File, seen: &ChunkLocation) -> Result<(), FsError> {
+    /// overtaken. Unless that was done since `seen` was looked up. Needs the Write lease, and the file as of `epoch`.
+    pub(super) async fn relocate_to_write(
+        &self,
+        file: &File,
+        epoch: u64,
+        seen: &ChunkLocation,
+    ) -> Result<(), FsError> {
         let _asking = file.chunked().map.lock().await;
         if self.has_moved(file, seen) {
             return Ok(());
         }
+        let session = self.session_of(file, epoch)?;
         // A leader that has not led for long does not know where the chunk was to be, and waits for servers that may have it.
         let (mut claim, blank) = self.claim(file, seen);
-        let answer = self.location_to_write(file, seen, blank).await;
+        let answer = self.location_to_write(file, session, seen, blank).await;
         claim.answer = answer.as_ref().ok().cloned();
         drop(claim);
         let location = match answer {
@@ -121,23 +127,25 @@ impl FileData {
     async fn location_to_write(
         &self,
         file: &File,
+        session: SessionId,
         seen: &ChunkLocation,
         is_blank: bool,
     ) -> Result<ChunkLocation, FsError> {
         let blank = if is_blank { vec![seen.chunk] } else { Vec::new() };
-        let found = self.meta.allocate(file.ino, vec![seen.index], blank).await?;
+        let found = self.meta.allocate(file.ino, session, vec![seen.index], blank).await?;
         let location = found.into_iter().find(|location| location.index == seen.index).ok_or(FsError::Io)?;
         if location.version != READ_ONLY || location.chunk != seen.chunk || location.lost {
             return Ok(location);
         }
         // Nobody failed here: asks for the version to be raised over replicas that are away.
-        self.meta.replica_failed(file.ino, &location, Vec::new(), is_blank).await
+        self.meta.replica_failed(file.ino, session, &location, Vec::new(), is_blank).await
     }
 
-    /// Has the servers taken off the chunk that did not take a write, unless that was done since.
+    /// Has the servers taken off the chunk that did not take a write, unless that was done since. Needs the file as of `epoch`.
     pub(super) async fn replica_failed(
         &self,
         file: &File,
+        epoch: u64,
         seen: &ChunkLocation,
         servers: Vec<ChunkServerId>,
     ) -> Result<(), FsError> {
@@ -145,8 +153,9 @@ impl FileData {
         if self.has_moved(file, seen) {
             return Ok(());
         }
+        let session = self.session_of(file, epoch)?;
         let (mut claim, blank) = self.claim(file, seen);
-        let answer = self.meta.replica_failed(file.ino, seen, servers, blank).await;
+        let answer = self.meta.replica_failed(file.ino, session, seen, servers, blank).await;
         claim.answer = answer.as_ref().ok().cloned();
         drop(claim);
         let location = answer?;
@@ -161,8 +170,13 @@ impl FileData {
         })
     }
 
-    /// Gives the file chunks at these indexes where it has none.
-    pub(super) async fn make_chunks(&self, file: &File, indexes: &[ChunkIndex]) -> Result<(), FsError> {
+    /// Gives the file, as of `epoch`, chunks at these indexes where it has none.
+    pub(super) async fn make_chunks(
+        &self,
+        file: &File,
+        indexes: &[ChunkIndex],
+        epoch: u64,
+    ) -> Result<(), FsError> {
         for index in indexes {
             self.chunk(file, *index).await?;
         }
@@ -173,9 +187,11 @@ impl FileData {
         if missing.is_empty() {
             return Ok(());
         }
-        let made = match self.meta.place(file.ino, &missing) {
+        let session = self.session_of(file, epoch)?;
+        let may_place = !file.look(|state| state.chunks.may_get_more);
+        let made = match may_place.then(|| self.meta.place(file.ino, session, &missing)).flatten() {
             Some(made) => made,
-            None => self.ask_for_chunks(file, &missing).await?,
+            None => self.ask_for_chunks(file, session, &missing).await?,
         };
         self.totals.change(file, |state| {
             for location in made {
@@ -188,13 +204,15 @@ impl FileData {
     async fn ask_for_chunks(
         &self,
         file: &File,
+        session: SessionId,
         missing: &[ChunkIndex],
     ) -> Result<Vec<ChunkLocation>, FsError> {
-        let made = match self.meta.allocate(file.ino, missing.to_vec(), Vec::new()).await {
+        let made = match self.meta.allocate(file.ino, session, missing.to_vec(), Vec::new()).await {
             Ok(made) => made,
             Err(error) => {
                 // The server may have made them all the same: it is asked before they are made again.
                 self.totals.change(file, |state| {
+                    state.chunks.may_get_more = true;
                     for index in missing {
                         state.chunks.forget(index.0.into(), u64::from(index.0) + 1);
                     }

@@ -5,7 +5,9 @@ use std::future::Future;
 use std::pin::Pin;
 
 use bytes::Bytes;
-use gofs_tree::{Attr, ChunkId, ChunkIndex, ChunkServerId, ChunkVersion, Edit, FsError, Ino, Timestamp};
+use gofs_tree::{
+    Attr, ChunkId, ChunkIndex, ChunkServerId, ChunkVersion, Edit, FsError, Ino, SessionId, Timestamp,
+};
 
 use crate::slices::Room;
 
@@ -13,7 +15,8 @@ use crate::slices::Room;
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Requests to the MetaServer. Implementations wait and ask again while no server answers
-/// (`hard`) or until their own bound has passed (`soft`); an error returned is final.
+/// (`hard`) or until their own bound has passed (`soft`); an error returned is final. What names a session is asked in that
+/// one or not at all (`Stale`, `Io`): in the next one others may have changed the file, and its contents are loaded anew.
 pub trait FileMeta: Send + Sync + 'static {
     /// The chunks that exist at indexes `[first, first + count)`, in any order.
     fn chunk_map(
@@ -28,19 +31,21 @@ pub trait FileMeta: Send + Sync + 'static {
     fn allocate(
         &self,
         ino: Ino,
+        session: SessionId,
         indexes: Vec<ChunkIndex>,
         blank: Vec<ChunkId>,
     ) -> BoxFuture<'_, Result<Vec<ChunkLocation>, FsError>>;
 
     /// Chunks for these indexes, where the server is known to have none, out of those that were reserved: the server hears
     /// of them before, or together with, the next edit of the file that is committed. `None`: it must be asked.
-    fn place(&self, ino: Ino, indexes: &[ChunkIndex]) -> Option<Vec<ChunkLocation>>;
+    fn place(&self, ino: Ino, session: SessionId, indexes: &[ChunkIndex]) -> Option<Vec<ChunkLocation>>;
 
     /// `servers` did not take a write to the chunk, which was thought to be there: the location without them. `blank`: nothing in
     /// it was ever acknowledged; it is placed anew where the others do not have it.
     fn replica_failed(
         &self,
         ino: Ino,
+        session: SessionId,
         seen: &ChunkLocation,
         servers: Vec<ChunkServerId>,
         blank: bool,
@@ -54,7 +59,7 @@ pub trait FileMeta: Send + Sync + 'static {
 
     /// Commits an edit of the file (`WriteInline`, `Extend`, `Punch`, `Allocate`, `SetAttr`) with
     /// the time that it carries, and returns the attributes after it.
-    fn commit(&self, ino: Ino, edit: Edit) -> BoxFuture<'_, Result<Attr, FsError>>;
+    fn commit(&self, ino: Ino, session: SessionId, edit: Edit) -> BoxFuture<'_, Result<Attr, FsError>>;
 }
 
 /// A server that holds a chunk.

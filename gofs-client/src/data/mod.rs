@@ -45,7 +45,7 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use gofs_proto::chunk::{Sync, Write};
-use gofs_tree::{FsError, Ino};
+use gofs_tree::{FsError, Ino, SessionId};
 use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
@@ -123,6 +123,14 @@ impl FileData {
         });
         tokio::spawn(FileData::write_back(Arc::downgrade(&data), kick, period));
         data
+    }
+
+    /// The session that the file was loaded in, as long as it is the one of `epoch`. `Io` where it was discarded since or given
+    /// back: what is still under way for it is not for the next session, in which others may have changed the file.
+    fn session_of(&self, file: &File, epoch: u64) -> Result<SessionId, FsError> {
+        let session = (self.config.session)();
+        // Looked at afterwards: files are discarded before the session is another.
+        if file.look(|state| state.is_over(epoch)) { Err(FsError::Io) } else { Ok(session) }
     }
 
     fn geometry(&self) -> Geometry {

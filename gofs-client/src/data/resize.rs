@@ -57,7 +57,7 @@ impl FileData {
         let _asking = file.chunked().map.lock().await;
         let before = file.look(FileState::server_size);
         let edit = Edit { time: now, op: EditOp::SetAttr { ino: file.ino, change } };
-        let attr = self.meta.commit(file.ino, edit).await?;
+        let attr = self.meta.commit(file.ino, self.session_of(file, epoch)?, edit).await?;
         self.spend(attr.size.saturating_sub(before));
         self.change_live(file, epoch, |state| state.attr_set(size, &attr, Instant::now()))
             .map(|()| attr)
@@ -94,7 +94,7 @@ impl FileData {
         self.expose(file, end, epoch).await?;
         let before = file.look(FileState::server_size);
         let edit = Edit { time: now, op: EditOp::Allocate { ino: file.ino, end } };
-        let attr = self.meta.commit(file.ino, edit).await?;
+        let attr = self.meta.commit(file.ino, self.session_of(file, epoch)?, edit).await?;
         self.spend(attr.size.saturating_sub(before));
         self.change_live(file, epoch, |state| state.grown(&attr)).map(|()| attr).ok_or(FsError::Io)
     }
@@ -131,7 +131,8 @@ impl FileData {
         }
         let _asking = file.chunked().map.lock().await;
         let op = EditOp::Punch { ino: file.ino, start: range.start, end: range.end };
-        let attr = self.meta.commit(file.ino, Edit { time: now, op }).await?;
+        let edit = Edit { time: now, op };
+        let attr = self.meta.commit(file.ino, self.session_of(file, epoch)?, edit).await?;
         self.change_live(file, epoch, |state| state.punched(inside, &attr)).map(|()| attr).ok_or(FsError::Io)
     }
 

@@ -22,6 +22,13 @@ const SHARED_ITEMS_MAX: usize = 16;
 /// A replica whose connection breaks is tried so often before it is left out.
 const REPLICA_TRIES: u32 = 3;
 
+/// What one sync has tried.
+struct Tried {
+    retry: Retry,
+    /// How often the connection to a replica broke.
+    broken: BTreeMap<Replica, u32>,
+}
+
 /// A chunk, and at which version the first write that is to be synced was acknowledged; 0 where that is not known.
 struct ToSync {
     chunk: Chunk,
@@ -43,8 +50,7 @@ impl FileData {
                 state.chunks.all_unsynced = false;
             });
         }
-        let mut retry = Retry::new(self.config.soft_timeout);
-        let mut broken: BTreeMap<Replica, u32> = BTreeMap::new();
+        let mut tried = Tried { retry: Retry::new(self.config.soft_timeout), broken: BTreeMap::new() };
         loop {
             if file.look(|state| state.epoch()) != epoch {
                 return Err(FsError::Io);
@@ -75,7 +81,7 @@ impl FileData {
                     }),
                 }
             }
-            self.sync_round(file, chunks, &mut retry, &mut broken).await?;
+            self.sync_round(file, epoch, chunks, &mut tried).await?;
         }
     }
 
@@ -83,9 +89,9 @@ impl FileData {
     async fn sync_round(
         &self,
         file: &File,
+        epoch: u64,
         chunks: Vec<ToSync>,
-        retry: &mut Retry,
-        broken: &mut BTreeMap<Replica, u32>,
+        tried: &mut Tried,
     ) -> Result<(), FsError> {
         let mut by_server: BTreeMap<Replica, Vec<&ToSync>> = BTreeMap::new();
         for unsynced in &chunks {
@@ -132,18 +138,18 @@ impl FileData {
             self.no_longer_unsynced(file.ino, &synced);
         }
         if let Some((replica, batch, error)) = problem {
-            return self.sync_failed(file, &replica, &batch, error, retry, broken).await;
+            return self.sync_failed(file, epoch, &replica, &batch, error, tried).await;
         }
         if done.len() < chunks.len() {
             // Chunks without any known replica.
             let nowhere = chunks_of_all.iter().filter(|chunk| chunk.location.replicas.is_empty());
             match nowhere.clone().find(|chunk| chunk.location.lost) {
                 Some(chunk) => {
-                    retry.lost(&chunk.location).await?;
+                    tried.retry.lost(&chunk.location).await?;
                 }
                 None => {
                     let what = format!("no replica of a chunk of {} is known", file.ino);
-                    retry.unreachable(&what).await?;
+                    tried.retry.unreachable(&what).await?;
                 }
             }
             for chunk in nowhere {
@@ -205,12 +211,13 @@ impl FileData {
     async fn sync_failed(
         &self,
         file: &File,
+        epoch: u64,
         replica: &Replica,
         batch: &[&ToSync],
         error: ChunkCallError,
-        retry: &mut Retry,
-        broken: &mut BTreeMap<Replica, u32>,
+        tried: &mut Tried,
     ) -> Result<(), FsError> {
+        let Tried { retry, broken } = tried;
         let lost = match &error {
             ChunkCallError::Unreachable { trouble, .. } => {
                 retry.unreachable(&error.to_string()).await?;
@@ -229,7 +236,7 @@ impl FileData {
         };
         for ToSync { chunk, .. } in batch {
             if lost && chunk.location.replicas.len() > 1 {
-                match self.replica_failed(file, &chunk.location, vec![replica.server]).await {
+                match self.replica_failed(file, epoch, &chunk.location, vec![replica.server]).await {
                     Ok(()) => continue,
                     // No other replica is there, or this is no holder of the Write lease: the servers
                     // notice a dead replica by themselves.

@@ -9,8 +9,11 @@ use gofs_tree::{AttrChange, ChunkIndex, EditOp, FsError, Ino, TimeChange, Timest
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use super::fake::{CHUNK_BYTES, FakeCluster, INO};
+use super::fake::{CHUNK_BYTES, FakeCluster, INO, SESSION};
 use super::{DataConfig, FileData, FileMeta};
+
+mod durability;
+mod sessions;
 
 const CHUNK: u64 = CHUNK_BYTES as u64;
 
@@ -70,7 +73,7 @@ fn pattern(len: usize, seed: u8) -> Vec<u8> {
 async fn a_chunk_that_nobody_has_written_is_zeros_and_is_written_where_it_is() {
     let mount = Mount::new(|_| {}).await;
     // Its author died before it wrote, or found no room.
-    let made = mount.cluster.allocate(INO, vec![ChunkIndex(0)], Vec::new()).await.unwrap();
+    let made = mount.cluster.allocate(INO, SESSION, vec![ChunkIndex(0)], Vec::new()).await.unwrap();
     mount.truncate(100_000).await;
     mount.cluster.map_read_only.store(true, Ordering::Relaxed);
     mount.reload().await;
@@ -155,7 +158,7 @@ async fn a_chunk_in_which_nothing_was_acknowledged_goes_elsewhere_when_its_serve
     let mount = Mount::new(|_| {}).await;
     mount.write(0, &pattern(10_000, 1)).await;
     mount.flush().await;
-    mount.cluster.allocate(INO, vec![ChunkIndex(1)], Vec::new()).await.unwrap();
+    mount.cluster.allocate(INO, SESSION, vec![ChunkIndex(1)], Vec::new()).await.unwrap();
     let lost = mount.cluster.replicas(INO, 1);
     lost.iter().for_each(|server| server.down.store(true, Ordering::Relaxed));
     mount.write(CHUNK, &pattern(10_000, 2)).await;
@@ -170,7 +173,7 @@ async fn when_replicas_fail_a_chunk_is_called_blank_only_where_nothing_in_it_was
     let mount = Mount::new(|_| {}).await;
     mount.write(0, &pattern(10_000, 1)).await;
     mount.flush().await;
-    mount.cluster.allocate(INO, vec![ChunkIndex(1)], Vec::new()).await.unwrap();
+    mount.cluster.allocate(INO, SESSION, vec![ChunkIndex(1)], Vec::new()).await.unwrap();
     for (index, is_blank) in [(0, false), (1, true)] {
         let lost = &mount.cluster.replicas(INO, index)[0];
         lost.down.store(true, Ordering::Relaxed);
@@ -187,31 +190,19 @@ async fn a_chunk_that_was_called_blank_is_written_also_where_nobody_waited_for_t
     let mount = Mount::new(|_| {}).await;
     mount.write(0, &pattern(10_000, 1)).await;
     mount.flush().await;
-    let allocated = mount.cluster.allocate(INO, vec![ChunkIndex(1)], Vec::new()).await.unwrap();
+    let allocated = mount.cluster.allocate(INO, SESSION, vec![ChunkIndex(1)], Vec::new()).await.unwrap();
     let [seen] = &allocated[..] else { panic!("{allocated:?}") };
     let file = mount.data.file(INO).unwrap();
     let size = mount.data.config.chunk_size;
     mount.data.totals.change(&file, |state| state.chunks.allocated(seen.clone(), size));
     {
-        let mut asking = std::pin::pin!(mount.data.relocate_to_write(&file, seen));
+        let mut asking =
+            std::pin::pin!(mount.data.relocate_to_write(&file, file.look(|state| state.epoch()), seen));
         assert!(futures_util::poll!(&mut asking).is_pending());
     }
     mount.write(CHUNK, &pattern(10_000, 2)).await;
     tokio::time::timeout(Duration::from_secs(20), mount.flush()).await.expect("what was written counts");
     assert_eq!(mount.read(CHUNK, 10_000).await, pattern(10_000, 2));
-}
-
-#[tokio::test]
-async fn a_sync_does_not_wait_for_a_chunk_that_somebody_allocated_and_nobody_wrote() {
-    let mount = Mount::new(|_| {}).await;
-    mount.write(0, &pattern(10_000, 1)).await;
-    mount.truncate(CHUNK + 10_000).await;
-    mount.flush().await;
-    mount.cluster.allocate(INO, vec![ChunkIndex(1)], Vec::new()).await.unwrap();
-    mount.cluster.map_read_only.store(true, Ordering::Relaxed);
-    mount.reload().await;
-    let synced = tokio::time::timeout(Duration::from_secs(20), mount.data.flush(INO, true)).await;
-    synced.expect("there is nothing to wait for").unwrap();
 }
 
 #[tokio::test]
@@ -260,23 +251,6 @@ async fn a_replica_that_lost_its_chunk_is_not_made_again_by_a_write() {
 }
 
 #[tokio::test]
-async fn a_chunk_that_no_server_has_is_an_error_and_not_waited_for() {
-    let mount = Mount::new(|_| {}).await;
-    mount.write(0, &pattern(150_000, 1)).await;
-    mount.reload().await;
-    mount.cluster.lose_chunk(INO, 1);
-    let read = mount.data.read(INO, 70_000, 100);
-    let read = tokio::time::timeout(Duration::from_secs(60), read).await.expect("no waiting for ever");
-    assert_eq!(read, Err(FsError::Io));
-    assert_eq!(mount.read(0, 1000).await, pattern(150_000, 1)[..1000], "the rest of the file is there");
-    let synced = tokio::time::timeout(Duration::from_secs(60), mount.data.flush(INO, true)).await;
-    assert_eq!(synced.expect("no waiting for ever"), Err(FsError::Io), "what cannot be had is not durable");
-    mount.write(70_000, b"more").await;
-    let written = tokio::time::timeout(Duration::from_secs(60), mount.data.flush(INO, false)).await;
-    assert_eq!(written.expect("no waiting for ever"), Err(FsError::Io), "nor is there a place for more");
-}
-
-#[tokio::test]
 async fn bad_bytes_are_never_returned_and_are_reported() {
     let mount = Mount::new(|_| {}).await;
     let bytes = pattern(50_000, 3);
@@ -293,148 +267,6 @@ async fn bad_bytes_are_never_returned_and_are_reported() {
     let reported = mount.cluster.reported.lock().clone();
     assert!(reported.iter().all(|&(server, corrupt)| corrupt && replicas.iter().any(|r| r.id == server)));
     assert_eq!(reported.len(), 1);
-}
-
-#[tokio::test]
-async fn fsync_covers_bytes_that_were_flushed_before() {
-    let mount = Mount::new(|_| {}).await;
-    let bytes = pattern(3 * CHUNK as usize, 4);
-    mount.write(0, &bytes[..100_000]).await;
-    mount.flush().await;
-    mount.write(100_000, &bytes[100_000..]).await;
-    mount.data.flush(INO, true).await.unwrap();
-    mount.cluster.servers.iter().for_each(|server| server.lose_power());
-    mount.reload().await;
-    assert_eq!(mount.read(0, 3 * CHUNK_BYTES).await, bytes);
-
-    // And those of a lease before this one.
-    mount.write(0, &pattern(9_000, 5)).await;
-    mount.reload().await;
-    mount.data.flush(INO, true).await.unwrap();
-    mount.cluster.servers.iter().for_each(|server| server.lose_power());
-    mount.reload().await;
-    assert_eq!(mount.read(0, 9_000).await, pattern(9_000, 5));
-
-    // The checker can fail: without fsync the bytes are gone.
-    mount.write(0, &pattern(9_000, 6)).await;
-    mount.flush().await;
-    mount.cluster.servers.iter().for_each(|server| server.lose_power());
-    mount.reload().await;
-    assert_ne!(mount.read(0, 9_000).await, pattern(9_000, 6));
-}
-
-#[tokio::test]
-async fn fsync_says_once_that_all_servers_lost_what_it_was_to_keep() {
-    let mount = Mount::new(|_| {}).await;
-    let (kept, lost) = (pattern(9_000, 1), pattern(9_000, 2));
-    for between in ["nothing", "another lease", "another session"] {
-        mount.write(0, &kept).await;
-        mount.data.flush(INO, true).await.unwrap();
-        mount.write(0, &lost).await;
-        mount.flush().await;
-        match between {
-            "another lease" => mount.reload().await,
-            "another session" => {
-                assert!(!mount.data.discard(INO));
-                mount.data.load(INO, mount.cluster.content(INO));
-            }
-            _ => {}
-        }
-        mount.cluster.lose_power();
-        let cursor = mount.data.error_cursor(INO);
-        assert_eq!(mount.data.flush(INO, true).await, Err(FsError::Io), "{between}");
-        assert_eq!(mount.data.take_error(INO, &cursor), Err(FsError::Io));
-        mount.data.flush(INO, true).await.unwrap();
-        assert_eq!(mount.data.take_error(INO, &cursor), Ok(()));
-        mount.reload().await;
-        assert_eq!(mount.read(0, 9_000).await, kept);
-    }
-
-    // What comes after the power did is kept as ever.
-    mount.cluster.lose_power();
-    mount.write(0, &lost).await;
-    mount.data.flush(INO, true).await.unwrap();
-    mount.cluster.lose_power();
-    mount.reload().await;
-    mount.data.flush(INO, true).await.unwrap();
-    assert_eq!(mount.read(0, 9_000).await, lost);
-}
-
-#[tokio::test]
-async fn a_sync_whose_file_is_given_back_before_it_begins_syncs_all_the_same() {
-    let mount = Mount::new(|_| {}).await;
-    let bytes = pattern(9_000, 1);
-    for is_session_over in [false, true] {
-        mount.write(0, &bytes).await;
-        mount.flush().await;
-        let syncing = mount.data.flush(INO, true);
-        match is_session_over {
-            false => mount.data.drop_clean(INO),
-            true => assert!(!mount.data.discard(INO)),
-        }
-        syncing.await.unwrap();
-        assert_eq!(mount.data.unsynced_and_not_loaded(), [], "session over: {is_session_over}");
-        mount.cluster.lose_power();
-        mount.data.load(INO, mount.cluster.content(INO));
-        assert_eq!(mount.read(0, 9_000).await, bytes);
-        mount.truncate(0).await;
-    }
-}
-
-#[tokio::test]
-async fn what_was_synced_in_the_inode_stays_durable_when_the_file_outgrows_it() {
-    let mount = Mount::new(|_| {}).await;
-    let bytes = pattern(9_000, 1);
-    mount.write(0, &bytes[..1_000]).await;
-    mount.data.flush(INO, true).await.unwrap();
-    assert!(mount.cluster.content(INO).inline.is_some_and(|inline| inline.len() == 1_000));
-    mount.write(1_000, &bytes[1_000..]).await;
-    mount.flush().await;
-    assert!(mount.cluster.content(INO).inline.is_none());
-    mount.cluster.lose_power();
-    mount.reload().await;
-    assert_eq!(mount.read(0, 1_000).await, bytes[..1_000]);
-}
-
-#[tokio::test]
-async fn a_refused_write_does_not_make_fsync_forget_what_was_written_before_it() {
-    let mount = Mount::new(|_| {}).await;
-    mount.write(0, &pattern(9_000, 1)).await;
-    mount.data.flush(INO, true).await.unwrap();
-    mount.write(0, &pattern(9_000, 2)).await;
-    mount.flush().await;
-    mount.cluster.servers.iter().for_each(|server| server.full.store(true, Ordering::Relaxed));
-    mount.write(20_000, &pattern(5_000, 3)).await;
-    assert_eq!(mount.data.flush(INO, false).await, Err(FsError::NoSpace));
-    mount.cluster.servers.iter().for_each(|server| server.full.store(false, Ordering::Relaxed));
-    mount.cluster.lose_power();
-    assert_eq!(mount.data.flush(INO, true).await, Err(FsError::Io));
-    mount.data.flush(INO, true).await.unwrap();
-}
-
-#[tokio::test]
-async fn fsync_waits_for_disks_and_for_the_size_at_the_same_time() {
-    let mount = Mount::new(|_| {}).await;
-    mount.cluster.meeting.store(true, Ordering::Relaxed);
-    mount.write(0, &pattern(10_000, 1)).await;
-    let synced = mount.data.flush(INO, true);
-    tokio::time::timeout(Duration::from_secs(20), synced)
-        .await
-        .expect("neither waits for the other")
-        .unwrap();
-    mount.cluster.replicas(INO, 0).iter().for_each(|server| server.lose_power());
-    mount.reload().await;
-    assert_eq!(mount.read(0, 10_000).await, pattern(10_000, 1));
-}
-
-#[tokio::test]
-async fn a_commit_that_is_refused_during_a_sync_is_told_and_takes_the_size_back() {
-    let mount = Mount::new(|_| {}).await;
-    mount.cluster.meeting.store(true, Ordering::Relaxed);
-    mount.write(0, &pattern(10_000, 1)).await;
-    *mount.cluster.refuse_commits.lock() = Some(FsError::QuotaExceeded);
-    assert_eq!(mount.data.flush(INO, true).await, Err(FsError::QuotaExceeded));
-    assert_eq!(mount.read(0, 100).await, b"");
 }
 
 #[tokio::test]
@@ -456,20 +288,6 @@ async fn what_a_random_reader_asks_for_is_all_that_is_read_and_not_kept() {
         mount.read(2_999_999, 5).await,
         [&bytes[2_999_999..3_000_000], b"new", &bytes[3_000_003..][..1]].concat()
     );
-}
-
-#[tokio::test]
-async fn fsync_leaves_out_a_replica_that_died() {
-    let mount = Mount::new(|_| {}).await;
-    mount.write(0, &pattern(50_000, 1)).await;
-    mount.flush().await;
-    let replicas = mount.cluster.replicas(INO, 0);
-    replicas[1].down.store(true, Ordering::Relaxed);
-    mount.data.flush(INO, true).await.unwrap();
-    assert_eq!(mount.cluster.replicas(INO, 0).len(), 1);
-    replicas[0].lose_power();
-    mount.reload().await;
-    assert_eq!(mount.read(0, 50_000).await, pattern(50_000, 1));
 }
 
 #[tokio::test]
@@ -624,27 +442,6 @@ async fn soft_gives_up_and_says_so() {
     mount.reload().await;
     mount.cluster.servers.iter().for_each(|server| server.down.store(true, Ordering::Relaxed));
     assert_eq!(mount.data.read(INO, 0, 100).await, Err(FsError::Io));
-}
-
-#[tokio::test]
-async fn a_fenced_session_loses_its_changes_and_says_so() {
-    let mount = Mount::new(|_| {}).await;
-    mount.write(0, &pattern(10_000, 1)).await;
-    mount.flush().await;
-    let cursor = mount.data.error_cursor(INO);
-    mount.write(0, &pattern(10_000, 2)).await;
-    mount.cluster.servers.iter().for_each(|server| server.fenced.store(true, Ordering::Relaxed));
-    let data = mount.data.clone();
-    let flush = tokio::spawn(async move { data.flush(INO, false).await });
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert!(mount.data.discard(INO));
-    assert_eq!(flush.await.unwrap(), Err(FsError::Io));
-    assert_eq!(mount.data.take_error(INO, &cursor), Err(FsError::Io));
-    assert_eq!(mount.data.dirty().files, 0);
-    assert_eq!(mount.data.dirty().bytes, 0);
-    mount.cluster.servers.iter().for_each(|server| server.fenced.store(false, Ordering::Relaxed));
-    mount.data.load(INO, mount.cluster.content(INO));
-    assert_eq!(mount.read(0, 10_000).await, pattern(10_000, 1));
 }
 
 #[tokio::test]

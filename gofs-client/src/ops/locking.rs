@@ -90,7 +90,7 @@ impl Core {
             }
             // Weaker than what is held, or the same: nothing is in its way.
             let request = SetLock { lock: Some(to_wire(ino, piece)), wait: false, wait_id: 0 };
-            self.session.call(request, |_| Ok(())).await?;
+            self.session.call_in(generation, request, |_| Ok(())).await?;
             next = piece.end.checked_add(1);
         }
         match next.filter(|start| *start <= lock.end) {

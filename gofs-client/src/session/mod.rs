@@ -183,15 +183,37 @@ impl Session {
         T: Send + 'static,
         F: Fn(R::Reply) -> Result<T, FsError> + Clone + Send + 'static,
     {
+        self.call_of(None, request, then).await
+    }
+
+    /// As [`Session::call`] in the session of that generation: `Io` where it has ended.
+    pub async fn call_in<R, T, F>(&self, generation: Generation, request: R, then: F) -> Result<T, FsError>
+    where
+        R: Request,
+        T: Send + 'static,
+        F: Fn(R::Reply) -> Result<T, FsError> + Clone + Send + 'static,
+    {
+        self.call_of(Some(generation), request, then).await
+    }
+
+    async fn call_of<R, T, F>(
+        &self,
+        generation: Option<Generation>,
+        request: R,
+        then: F,
+    ) -> Result<T, FsError>
+    where
+        R: Request,
+        T: Send + 'static,
+        F: Fn(R::Reply) -> Result<T, FsError> + Clone + Send + 'static,
+    {
+        let call = Box::pin(self.call_hard(generation, &request, then, || true));
         match self.wait {
-            Wait::Hard => Box::pin(self.call_hard(None, &request, then, || true)).await,
-            Wait::Soft(time) => {
-                let call = Box::pin(self.call_hard(None, &request, then, || true));
-                self.bounded(time, call).await.unwrap_or_else(|_| {
-                    tracing::warn!(request = kind::name(R::KIND), ?time, "gave up (soft mount)");
-                    Err(FsError::Io)
-                })
-            }
+            Wait::Hard => call.await,
+            Wait::Soft(time) => self.bounded(time, call).await.unwrap_or_else(|_| {
+                tracing::warn!(request = kind::name(R::KIND), ?time, "gave up (soft mount)");
+                Err(FsError::Io)
+            }),
         }
     }
 
@@ -203,6 +225,21 @@ impl Session {
         F: Fn(R::Reply) -> Result<T, FsError> + Clone + Send + 'static,
     {
         Box::pin(self.call_hard(None, &request, then, || true)).await
+    }
+
+    /// As [`Session::call_in`], and for as long as it takes as [`Session::call_long`].
+    pub async fn call_long_in<R, T, F>(
+        &self,
+        generation: Generation,
+        request: R,
+        then: F,
+    ) -> Result<T, FsError>
+    where
+        R: Request,
+        T: Send + 'static,
+        F: Fn(R::Reply) -> Result<T, FsError> + Clone + Send + 'static,
+    {
+        Box::pin(self.call_hard(Some(generation), &request, then, || true)).await
     }
 
     /// Tells the server something, for as long as it takes but only while `wanted` says that it is (still) so.

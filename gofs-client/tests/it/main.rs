@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod fake;
+mod fenced;
 mod futures;
 mod listings;
 mod log;

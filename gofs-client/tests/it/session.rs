@@ -1,4 +1,4 @@
-//! What a mount does with its session: against a MetaServer that drops, refuses, recalls and fences.
+//! What a mount does with its session: against a MetaServer that drops, refuses and recalls.
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,18 +15,18 @@ use gofs_tree::{Attr, AttrChange, FsError, Ino, LeaseMode, Mode, NewNode, ROOT_I
 const RW: OpenFlags =
     OpenFlags { read: true, write: true, append: false, truncate: false, direct: false, sync: false };
 
-async fn make(client: &Client, text: &str) -> (Attr, FileHandle) {
+pub async fn make(client: &Client, text: &str) -> (Attr, FileHandle) {
     let name = name(text);
     let made = client.create_open(ROOT_INO, &name, Mode::new(0o644), Mode::new(0), 1, 1, RW);
     let (attr, file) = made.await.unwrap();
     (attr.value, file)
 }
 
-async fn content(client: &Client, file: &FileHandle) -> Vec<u8> {
+pub async fn content(client: &Client, file: &FileHandle) -> Vec<u8> {
     client.read(file, 0, 4096).await.unwrap().value.concat()
 }
 
-async fn write(client: &Client, file: &FileHandle, bytes: &'static [u8]) {
+pub async fn write(client: &Client, file: &FileHandle, bytes: &'static [u8]) {
     assert_eq!(
         client.write(file, 0, file.flags().append, Bytes::from_static(bytes)).await,
         Ok(bytes.len() as u32)
@@ -393,95 +393,6 @@ async fn a_recall_does_not_wait_for_a_page_of_a_write_that_waits_for_it() {
     assert!(kernel.forgotten().contains(&format!("{ino} 4096+0")), "{:?}", kernel.forgotten());
     kernel.unlock_page();
     assert_eq!(content(&client, &file).await, b"abXYef");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fenced_session_loses_unwritten_bytes_says_so_once_and_goes_on() {
-    let fake = Fake::start().await;
-    let (client, kernel) = fake.mount().await;
-    let (attr, file) = make(&client, "a").await;
-    write(&client, &file, b"kept").await;
-    client.fsync(&file, false).await.unwrap();
-    write(&client, &file, b"lost").await;
-    fake.fence();
-    fake.drop_connection();
-    fake.until(|fake| fake.hellos().len() >= 3).await;
-    let last = fake.hellos().pop().unwrap();
-    assert_eq!((last.session, last.leases.len(), last.opens), (0, 0, vec![attr.ino.0]));
-    // Still open, as the servers have it.
-    assert_eq!(content(&client, &file).await, b"kept");
-    assert_eq!(client.flush(&file).await, Err(FsError::Io));
-    assert_eq!(client.flush(&file).await, Ok(()));
-    assert_eq!(client.stats().lost_files, 1);
-    fake.until(|_| kernel.forgotten().contains(&attr.ino.to_string())).await;
-    write(&client, &file, b"more").await;
-    client.fsync(&file, false).await.unwrap();
-    assert_eq!(fake.bytes_of(attr.ino), b"more");
-    assert!(!fake.applied().contains(&"write lost".to_owned()));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_edit_in_flight_when_the_session_is_fenced_fails_and_is_not_repeated() {
-    let fake = Fake::start().await;
-    let (client, _) = fake.mount().await;
-    fake.next::<wire::Edits>(Act::Ignore);
-    let making = {
-        let client = client.clone();
-        tokio::spawn(async move {
-            client
-                .create(ROOT_INO, &name("a"), NewNode::File, Mode::new(0o644), Mode::new(0), 1, 1)
-                .await
-                .err()
-        })
-    };
-    fake.until(|fake| fake.requests().contains(&"Edits".to_owned())).await;
-    fake.fence();
-    fake.drop_connection();
-    assert_eq!(making.await.unwrap(), Some(FsError::Io));
-    assert!(fake.applied().is_empty());
-    assert!(client.lookup(ROOT_INO, &name("a")).await.unwrap().value.is_none());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mount_whose_goodbye_was_heard_does_not_come_back() {
-    let fake = Fake::start().await;
-    let (client, _) = fake.mount().await;
-    fake.next::<wire::Goodbye>(Act::Ignore);
-    let leaving = tokio::spawn(async move { client.unmount(Duration::from_secs(10)).await });
-    fake.until(|fake| fake.requests().contains(&"Goodbye".to_owned())).await;
-    // It was carried out, and the answer is lost.
-    fake.fence();
-    fake.drop_connection();
-    assert!(leaving.await.unwrap().said_goodbye);
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let new = fake.hellos().iter().filter(|hello| hello.session == 0).count();
-    assert_eq!(new, 1, "only the mount itself opens a session");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_answered_from_the_cache_after_the_sessions_end() {
-    let fake = Fake::start().await;
-    let ino = fake.put_file("a", b"abc");
-    fake.set_validity(Duration::from_millis(400));
-    let (client, kernel) = fake.mount().await;
-    drop(client.lookup(ROOT_INO, &name("a")).await.unwrap());
-    // Kept alive for longer than it lasts.
-    tokio::time::sleep(Duration::from_millis(900)).await;
-    let found = client.getattr(ino).now_or_never().expect("kept alive").unwrap();
-    assert!(found.ttl <= Duration::from_millis(400));
-    drop(found);
-    assert!(kernel.forgotten().is_empty());
-    fake.always::<wire::KeepAlive>(Act::Ignore);
-    fake.always::<wire::Hello>(Act::Ignore);
-    tokio::time::sleep(Duration::from_millis(900)).await;
-    assert!(client.getattr(ino).now_or_never().is_none(), "the session may have ended by now");
-    fake.until(|_| kernel.forgotten().contains(&ino.to_string())).await;
-    assert_eq!(client.stats().validity, Duration::ZERO);
-    let getting = client.getattr(ino);
-    fake.well_behaved();
-    fake.drop_connection();
-    let got = tokio::time::timeout(Duration::from_secs(20), getting).await;
-    assert_eq!(got.expect("answers again").unwrap().value.ino, ino);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

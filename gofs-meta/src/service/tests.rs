@@ -165,6 +165,17 @@ async fn allocating_twice_gives_the_same_chunks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_for_chunks_that_comes_twice_at_once_gives_the_same_chunks() {
+    let world = world(0).await;
+    let ino = world.file().await;
+    for index in 0..50 {
+        let ask = || wire::Allocate { ino: ino.0, indexes: vec![index], blank: Vec::new() };
+        let (one, other) = tokio::join!(world.call(ask()), world.call(ask()));
+        assert_eq!(one.unwrap().chunks, other.unwrap().chunks);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_allocated_says_why() {
     let world = world(0).await;
     let ino = world.file().await;

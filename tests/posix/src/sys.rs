@@ -7,6 +7,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::time::Duration;
+
+use crate::wait_for;
 
 /// Has the child end (SIGTERM) when the test does, however that ends.
 pub(crate) fn die_with_parent(command: &mut Command) {
@@ -25,6 +28,20 @@ pub fn kill(pid: u32, signal: i32) {
     unsafe {
         libc::kill(pid as i32, signal);
     }
+}
+
+/// Has a process stand still until it gets SIGCONT: all of its threads do when this returns. Threads that run, or wait for a disk, take a
+/// moment to hear of a signal.
+pub fn stop(pid: u32) {
+    kill(pid, libc::SIGSTOP);
+    wait_for("a process to stand still", Duration::from_secs(60), || {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+        threads.flatten().all(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            // Behind the name, which may have any characters: none, where the thread has ended.
+            stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('T'))
+        })
+    });
 }
 
 /// The effective user id.

@@ -145,7 +145,7 @@ fn what_was_done_for_a_program_that_was_killed_is_seen() {
     let mut shell = Command::new("sh").args(["-c", endless]).current_dir(&dir).spawn().unwrap();
     let created = || mount.counted("operation create");
     wait_for("files to be made", Duration::from_secs(60), || created() > 50);
-    sys::kill(cluster.metas[0].pid(), libc::SIGSTOP);
+    sys::stop(cluster.metas[0].pid());
     let (mut made, mut looks) = (0, 0);
     eventually("creates to wait for the server", Duration::from_secs(60), || {
         let now = created();

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use gofs_posix_tests::{Cluster, Load, wait_for};
+use gofs_posix_tests::{Cluster, Load, sys, wait_for};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -31,7 +31,7 @@ fn seed() -> u64 {
 fn cut_power(cluster: &mut Cluster, from: usize) {
     let metas = cluster.metas.len() - from;
     for server in cluster.metas.iter().take(metas).chain(&cluster.chunks) {
-        server.signal(libc::SIGSTOP);
+        sys::stop(server.pid());
     }
     for disk in &cluster.disks[from..] {
         fs::write(disk.mount_point().join(NOT_SYNCED), LOST).unwrap();

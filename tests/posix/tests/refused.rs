@@ -47,7 +47,7 @@ struct Paused(u32);
 
 impl Paused {
     fn new(server: &Server) -> Self {
-        sys::kill(server.pid(), libc::SIGSTOP);
+        sys::stop(server.pid());
         Paused(server.pid())
     }
 }
