@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use gofs_fuse::{MountConfig, MountOptions, Mounted};
 use gofs_proto::cluster::{
-    CreateNamespaceRequest, ListNamespacesRequest, ListServersRequest, NamespaceConfig,
+    CreateNamespaceRequest, ListNamespacesRequest, ListServersRequest, ListSessionsRequest, NamespaceConfig,
 };
 use gofs_tree::MetaServerId;
 use tokio::signal::unix::{SignalKind, signal};
@@ -146,6 +146,7 @@ async fn start(args: &DevArgs, dir: &Path, mount_point: &Path, running: &mut Run
     let mut admin = Admin::new(&metas.join(","))?;
     wait_for_chunk_servers(&mut admin, args.chunks.into()).await?;
     ensure_namespace(&mut admin, args).await?;
+    tell_of_sessions(&mut admin, args).await?;
     let config = MountConfig {
         source: format!("{}:/{}", metas.join(","), args.namespace),
         mount_point: mount_point.to_owned(),
@@ -187,6 +188,24 @@ async fn ensure_namespace(admin: &mut Admin, args: &DevArgs) -> anyhow::Result<(
             async move { c.create_namespace(request).await }
         })
         .await?;
+    Ok(())
+}
+
+/// After a kill: programs would seem to hang.
+async fn tell_of_sessions(admin: &mut Admin, args: &DevArgs) -> anyhow::Result<()> {
+    let request = ListSessionsRequest { namespace: args.namespace.clone() };
+    let reply = admin
+        .call(|mut c| {
+            let request = request.clone();
+            async move { c.list_sessions(request).await }
+        })
+        .await?;
+    for session in reply.sessions {
+        println!(
+            "a mount on {} was not unmounted: what it used waits for it to come back, for half a minute at most",
+            session.mount_point
+        );
+    }
     Ok(())
 }
 
