@@ -33,6 +33,10 @@ pub fn location(wire: session::ChunkLocation) -> ChunkLocation {
     }
 }
 
+fn moved(reply: session::ReplicaFailedReply) -> Result<ChunkLocation, FsError> {
+    reply.chunk.map(location).ok_or(FsError::Io)
+}
+
 impl FileMeta for Meta {
     fn chunk_map(
         &self,
@@ -94,8 +98,23 @@ impl FileMeta for Meta {
                 servers: servers.into_iter().map(|server| server.0).collect(),
                 blank,
             };
-            let moved = |reply: session::ReplicaFailedReply| reply.chunk.map(location).ok_or(FsError::Io);
             core.session.call_in(generation, request, moved).await
+        })
+    }
+
+    fn leave_behind(&self, ino: Ino, seen: &ChunkLocation) -> BoxFuture<'_, Result<ChunkLocation, FsError>> {
+        let request = session::ReplicaFailed {
+            ino: ino.0,
+            index: seen.index.0,
+            chunk: seen.chunk.0,
+            version: seen.version.0,
+            servers: Vec::new(),
+            blank: false,
+        };
+        Box::pin(async move {
+            let core = self.core()?;
+            core.settled(ino).await?;
+            core.session.call(request, moved).await
         })
     }
 

@@ -215,6 +215,8 @@ pub struct FakeCluster {
     /// The session of now: requests and writes of others are refused.
     pub session: Mutex<SessionId>,
     pub map_read_only: AtomicBool,
+    /// Its replicas may lack writes: they are not told of, and refuse to be synced.
+    pub in_doubt: Mutex<Option<ChunkServerId>>,
     /// So many requests for chunks are given up by whoever asks, and carried out before the next one or the next commit.
     pub allocations_given_up: AtomicU64,
     /// Answers no question for a map before this is taken back.
@@ -283,6 +285,7 @@ impl FakeCluster {
             reported: Mutex::default(),
             session: Mutex::new(SESSION),
             map_read_only: AtomicBool::new(false),
+            in_doubt: Mutex::default(),
             allocations_given_up: AtomicU64::new(0),
             maps_held: AtomicBool::new(false),
             called_blank: Mutex::default(),
@@ -513,6 +516,9 @@ impl FakeCluster {
             }
             Sync::KIND => {
                 let sync = Sync::decode(header).unwrap();
+                if *self.in_doubt.lock() == Some(server.id) {
+                    return link.refuse(id, &refusal(Code::StaleChunk, "in doubt"));
+                }
                 server.syncs.fetch_add(1, Ordering::Relaxed);
                 for item in &sync.items {
                     let Some(stored) = server.chunks.lock().get(&item.chunk).map(|stored| stored.version)
@@ -645,6 +651,14 @@ impl FileMeta for FakeCluster {
                     }
                 }
             }
+            let in_doubt = *self.in_doubt.lock();
+            for location in &mut found {
+                let all = location.replicas.len();
+                location.replicas.retain(|replica| Some(replica.server) != in_doubt);
+                if location.replicas.len() < all {
+                    location.version = ChunkVersion(0);
+                }
+            }
             Ok(found)
         })
     }
@@ -742,6 +756,13 @@ impl FileMeta for FakeCluster {
 
     fn bad_replica(&self, _chunk: ChunkId, server: ChunkServerId, corrupt: bool) {
         self.reported.lock().push((server, corrupt));
+    }
+
+    fn leave_behind(&self, ino: Ino, seen: &ChunkLocation) -> BoxFuture<'_, Result<ChunkLocation, FsError>> {
+        let version = self.meta.lock().replicas[&seen.chunk].0;
+        let session = *self.session.lock();
+        let in_doubt = self.in_doubt.lock().iter().copied().collect();
+        self.replica_failed(ino, session, &ChunkLocation { version, ..seen.clone() }, in_doubt, false)
     }
 
     fn commit(&self, ino: Ino, session: SessionId, edit: Edit) -> BoxFuture<'_, Result<Attr, FsError>> {

@@ -4,6 +4,7 @@ use gofs_tree::{ChunkIndex, ChunkServerId, ChunkVersion, FsError, SessionId};
 
 use super::chunks::{Chunk, INDEX_END};
 use super::file::File;
+use super::retry::Retry;
 use super::{ChunkLocation, FileData};
 
 /// Chunks asked for when one is needed: neighbours are needed soon.
@@ -161,6 +162,30 @@ impl FileData {
         let location = answer?;
         self.totals.change(file, |state| state.chunks.moved(location));
         Ok(())
+    }
+
+    /// Has replicas that are away, or in doubt, left behind by the others, unless that was done since.
+    pub(super) async fn leave_behind(
+        &self,
+        file: &File,
+        seen: &ChunkLocation,
+        retry: &mut Retry,
+    ) -> Result<(), FsError> {
+        let asking = file.chunked().map.lock().await;
+        if self.has_moved(file, seen) {
+            return Ok(());
+        }
+        match self.meta.leave_behind(file.ino, seen).await {
+            Ok(location) => {
+                self.totals.change(file, |state| state.chunks.moved(location));
+                Ok(())
+            }
+            Err(error) => {
+                drop(asking);
+                retry.unreachable(&format!("not all replicas of {} are there: {error}", seen.chunk)).await?;
+                self.relocate(file, seen).await
+            }
+        }
     }
 
     fn has_moved(&self, file: &File, seen: &ChunkLocation) -> bool {

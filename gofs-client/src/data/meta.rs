@@ -51,6 +51,10 @@ pub trait FileMeta: Send + Sync + 'static {
         blank: bool,
     ) -> BoxFuture<'_, Result<ChunkLocation, FsError>>;
 
+    /// Has the replicas of a chunk that are away, or in doubt, left behind by a version that they do not have; the location of the others,
+    /// good for writing. Needs no lease: writers ask again where it is.
+    fn leave_behind(&self, ino: Ino, seen: &ChunkLocation) -> BoxFuture<'_, Result<ChunkLocation, FsError>>;
+
     /// A read found bad bytes (`corrupt`) or no chunk on a server. Returns at once.
     fn bad_replica(&self, chunk: ChunkId, server: ChunkServerId, corrupt: bool);
 

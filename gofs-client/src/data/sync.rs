@@ -61,10 +61,19 @@ impl FileData {
                 return Ok(());
             }
             let mut chunks = Vec::with_capacity(unsynced.len());
+            let mut incomplete = None;
             for (index, first) in unsynced {
                 match self.chunk(file, index).await? {
                     Some(chunk) => {
                         let written = first.version(chunk.location.chunk).unwrap_or_default();
+                        let has_bytes = chunk.made || written != ChunkVersion(0);
+                        let is_partial =
+                            chunk.location.version == READ_ONLY && !chunk.location.replicas.is_empty();
+                        if has_bytes && is_partial {
+                            // A replica that is not synced now must not be chosen after a power cut of all.
+                            incomplete = Some(chunk.location);
+                            break;
+                        }
                         let is_lost = chunk.location.version.losses() > written.losses();
                         if is_lost && written != ChunkVersion(0) && chunk.location.version != READ_ONLY {
                             return Err(self.writes_are_lost(
@@ -81,7 +90,10 @@ impl FileData {
                     }),
                 }
             }
-            self.sync_round(file, epoch, chunks, &mut tried).await?;
+            match incomplete {
+                Some(location) => self.leave_behind(file, &location, &mut tried.retry).await?,
+                None => self.sync_round(file, epoch, chunks, &mut tried).await?,
+            }
         }
     }
 

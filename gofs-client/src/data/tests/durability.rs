@@ -194,3 +194,22 @@ async fn fsync_leaves_out_a_replica_that_died() {
     mount.reload().await;
     assert_eq!(mount.read(0, 50_000).await, pattern(50_000, 1));
 }
+
+#[tokio::test]
+async fn a_sync_that_a_replica_in_doubt_refuses_leaves_it_behind() {
+    // Also where another mount has the lease by then.
+    for is_given_back in [false, true] {
+        let mount = Mount::new(|_| {}).await;
+        mount.write(0, &pattern(50_000, 1)).await;
+        mount.flush().await;
+        let replicas = mount.cluster.replicas(INO, 0);
+        *mount.cluster.in_doubt.lock() = Some(replicas[1].id);
+        let syncing = mount.data.flush(INO, true);
+        if is_given_back {
+            mount.data.drop_clean(INO);
+        }
+        syncing.await.unwrap();
+        let sure: Vec<_> = mount.cluster.replicas(INO, 0).iter().map(|server| server.id).collect();
+        assert_eq!(sure, [replicas[0].id], "given back: {is_given_back}");
+    }
+}
