@@ -83,6 +83,8 @@ pub struct Unmounted {
     pub lost_bytes: u64,
     /// Changes of the tree that no server took.
     pub lost_edits: u64,
+    /// Whether all that was written or changed, and that no program was told to be lost, is on stable storage.
+    pub durable: bool,
     /// Whether the server knows that the session is over; else it finds out by itself.
     pub said_goodbye: bool,
 }
@@ -243,7 +245,7 @@ impl Client {
         let core = &self.core;
         let started = Instant::now();
         let flush = tokio::time::timeout(timeout - timeout / GOODBYE_PART, self.sync_all()).await;
-        match flush {
+        match &flush {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "unmount: something could not be written"),
             Err(_) => tracing::error!(?timeout, "unmount: servers did not take everything in time"),
@@ -251,6 +253,7 @@ impl Client {
         let left = core.data.dirty();
         let parked = core.table.lock().parked().len() as u64;
         let lost_edits = core.log.lock().len() as u64;
+        let is_all_there = left.files + parked + lost_edits == 0 && !core.data.has_untold_errors();
         let rest = timeout.saturating_sub(started.elapsed());
         core.session.leave();
         let session = core.session.clone();
@@ -268,6 +271,7 @@ impl Client {
             lost_files: left.files + parked,
             lost_bytes: left.bytes,
             lost_edits,
+            durable: is_all_there && matches!(flush, Ok(Ok(()))),
             said_goodbye: core.session.has_left(),
         }
     }

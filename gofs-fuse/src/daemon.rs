@@ -243,7 +243,7 @@ fn run(request: Request, report: Option<PipeWriter>) -> io::Result<ExitCode> {
         }
         let unmounted = mounted.unmount().await;
         info!("ended");
-        Ok(if unmounted.lost_files == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if unmounted.durable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     });
     // Session threads of a mount that was detached while in use end with the process.
     runtime.shutdown_background();

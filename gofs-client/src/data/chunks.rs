@@ -107,8 +107,8 @@ pub(super) struct Chunks {
     present: BTreeMap<ChunkIndex, Chunk>,
     /// Written, but not known to be on stable storage.
     pub unsynced: Unsynced,
-    /// Allocated blocks that the server has not been told.
-    pub new_blocks: BTreeMap<ChunkIndex, u32>,
+    /// Allocated blocks of these chunks that the server has not been told.
+    pub new_blocks: BTreeMap<ChunkIndex, (ChunkId, u32)>,
     /// Chunks that others wrote may be unsynced: everything has to be synced once.
     pub all_unsynced: bool,
     /// A request for chunks was given up and may be carried out yet, whatever the map says.
@@ -158,6 +158,13 @@ impl Chunks {
             match self.present.get_mut(&index) {
                 Some(chunk) if chunk.location.chunk == location.chunk => chunk.is_at(location),
                 _ => {
+                    let told = location.blocks_4k;
+                    let untold = self.new_blocks.get(&index).filter(|(chunk, _)| *chunk == location.chunk);
+                    let blocks_4k = untold.map_or(told, |(_, blocks_4k)| *blocks_4k);
+                    if untold.is_none() {
+                        self.new_blocks.remove(&index);
+                    }
+                    let location = ChunkLocation { blocks_4k, ..location };
                     let chunk = Chunk {
                         made: location.blocks_4k > 0,
                         made_at: ChunkVersion(0),
@@ -202,8 +209,15 @@ impl Chunks {
             self.present.keys().filter(|index| (first..end).contains(&u64::from(index.0))).copied().collect();
         for index in gone {
             self.present.remove(&index);
-            self.new_blocks.remove(&index);
         }
+        self.new_blocks.retain(|index, _| !(first..end).contains(&u64::from(index.0)));
+    }
+
+    /// After a flush was refused: nothing is known but what was acknowledged before, and is to be told and synced.
+    pub fn forget_locations(&mut self) {
+        let new_blocks = std::mem::take(&mut self.new_blocks);
+        self.forget_all(true);
+        self.new_blocks = new_blocks;
     }
 
     /// The chunks that are present within `[first, end)`.
@@ -254,7 +268,7 @@ impl Chunks {
             // Writes only add blocks, and their answers overtake each other.
             if chunk.location.blocks_4k < blocks_4k {
                 chunk.location.blocks_4k = blocks_4k;
-                self.new_blocks.insert(index, blocks_4k);
+                self.new_blocks.insert(index, (chunk.location.chunk, blocks_4k));
             }
         }
         self.acknowledged(index, version);
@@ -276,7 +290,7 @@ impl Chunks {
             && chunk.location.blocks_4k != blocks_4k
         {
             chunk.location.blocks_4k = blocks_4k;
-            self.new_blocks.insert(index, blocks_4k);
+            self.new_blocks.insert(index, (chunk.location.chunk, blocks_4k));
         }
         self.acknowledged(index, version);
     }

@@ -42,6 +42,11 @@ impl StickyErrors {
         ErrorCursor(AtomicU64::new(seen))
     }
 
+    /// Whether some error was told to no handle.
+    pub fn are_untold(&self) -> bool {
+        self.records.iter().any(|record| !record.told)
+    }
+
     /// The error that the handle does not know yet.
     pub fn take(&self, ino: Ino, cursor: &ErrorCursor) -> Result<(), FsError> {
         let Some(mut record) = self.records.get_mut(&ino) else { return Ok(()) };
@@ -67,10 +72,12 @@ mod tests {
             assert_eq!(errors.take(Ino(2), cursor), Err(FsError::NoSpace));
             assert_eq!(errors.take(Ino(2), cursor), Ok(()));
         }
+        assert!(!errors.are_untold());
         let after = errors.cursor(Ino(2));
         assert_eq!(errors.take(Ino(2), &after), Ok(()));
         assert_eq!(errors.take(Ino(3), &after), Ok(()));
         errors.set(Ino(2), FsError::Io);
+        assert!(errors.are_untold());
         assert_eq!(errors.take(Ino(2), &after), Err(FsError::Io));
     }
 }

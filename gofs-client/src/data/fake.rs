@@ -221,6 +221,8 @@ pub struct FakeCluster {
     pub allocations_given_up: AtomicU64,
     /// Answers no question for a map before this is taken back.
     pub maps_held: AtomicBool,
+    /// Answers no Sync before this is taken back.
+    pub syncs_held: AtomicBool,
     /// Of each chunk of which replicas failed, whether it was called blank.
     pub called_blank: Mutex<Vec<(ChunkIndex, bool)>>,
     /// Neither commits nor syncs are answered before one of each has been asked for.
@@ -288,6 +290,7 @@ impl FakeCluster {
             in_doubt: Mutex::default(),
             allocations_given_up: AtomicU64::new(0),
             maps_held: AtomicBool::new(false),
+            syncs_held: AtomicBool::new(false),
             called_blank: Mutex::default(),
             meeting: AtomicBool::new(false),
             committing: AtomicBool::new(false),
@@ -381,10 +384,15 @@ impl FakeCluster {
 
     /// Nothing is left of the chunk, and no server is away that could have it.
     pub fn lose_chunk(&self, ino: Ino, index: u32) {
+        self.lose_unwritten(ino, index);
+        self.meta.lock().all_servers_are_there = true;
+    }
+
+    /// Nothing is left of the chunk, which was never written so far as is known here.
+    pub fn lose_unwritten(&self, ino: Ino, index: u32) {
         let chunk = self.chunk_id(ino, index);
-        let mut meta = self.meta.lock();
-        meta.replicas.entry(chunk).and_modify(|(_, servers)| servers.clear());
-        meta.all_servers_are_there = true;
+        self.meta.lock().replicas.entry(chunk).and_modify(|(_, servers)| servers.clear());
+        self.servers.iter().for_each(|server| drop(server.chunks.lock().remove(&chunk.0)));
     }
 
     /// Every replica of every chunk of the file holds the same bytes below the file's size.
@@ -537,7 +545,7 @@ impl FakeCluster {
                 let (cluster, link) = (self.me.clone(), link.clone());
                 tokio::spawn(async move {
                     if let Some(cluster) = cluster.upgrade() {
-                        cluster.meet().await;
+                        cluster.sync_is_let_go().await;
                     }
                     link.reply::<Sync>(id, &SyncReply {}, Vec::new());
                 });
@@ -554,6 +562,13 @@ impl FakeCluster {
             }
             other => panic!("request of kind {other}"),
         }
+    }
+
+    async fn sync_is_let_go(&self) {
+        while self.syncs_held.load(Ordering::Relaxed) {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        self.meet().await;
     }
 
     async fn meet(&self) {
@@ -688,6 +703,10 @@ impl FileMeta for FakeCluster {
                 }
                 let chunk = meta.store.chunk(ino, index)?.ok_or(FsError::Io)?;
                 let (version, servers) = meta.replicas[&chunk.chunk].clone();
+                if servers.is_empty() && chunk.blocks_4k == 0 && !meta.all_servers_are_there {
+                    let with_loss = ChunkVersion(version.0 + (1 << ChunkVersion::COUNT_BITS));
+                    self.place_at(&mut meta, chunk.chunk, with_loss);
+                }
                 if blank.contains(&chunk.chunk)
                     && servers.iter().all(|id| self.server(*id).down.load(Ordering::Relaxed))
                 {

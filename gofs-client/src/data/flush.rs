@@ -45,9 +45,31 @@ impl FileData {
         ino: Ino,
         durable: bool,
     ) -> impl Future<Output = Result<(), FsError>> + Send + use<> {
-        let (data, file) = (self.clone(), self.file(ino));
+        let flushing = self.file(ino).map(|file| self.flush_loaded(file, durable));
         async move {
-            let Some(file) = file else { return Ok(()) };
+            match flushing {
+                Some(flushing) => flushing.await,
+                None => Ok(()),
+            }
+        }
+    }
+
+    /// [`flush`](Self::flush), durable, of a file that is loaded; `None` where it is not, which says nothing of what was written to
+    /// it.
+    pub fn sync(
+        self: &Arc<Self>,
+        ino: Ino,
+    ) -> Option<impl Future<Output = Result<(), FsError>> + Send + use<>> {
+        self.file(ino).map(|file| self.flush_loaded(file, true))
+    }
+
+    fn flush_loaded(
+        self: &Arc<Self>,
+        file: Arc<File>,
+        durable: bool,
+    ) -> impl Future<Output = Result<(), FsError>> + Send + use<> {
+        let data = self.clone();
+        async move {
             if file.look(|state| !(state.has_news() || durable && state.is_unsynced(true))) {
                 return Ok(());
             }
@@ -187,22 +209,12 @@ impl FileData {
         for indexes in indexes.chunks(ALLOCATE_MAX) {
             self.make_chunks(file, indexes, epoch).await?;
         }
-        let mut frames = VecDeque::new();
+        let mut frames = Vec::new();
         for (index, items) in chunks {
             frames.extend(frames_of(index, items));
         }
-        let mut writes = FuturesUnordered::new();
-        loop {
-            while writes.len() < FRAMES_MAX
-                && let Some(frame) = frames.pop_front()
-            {
-                writes.push(async move { self.write_chunk(file, &frame, epoch).await });
-            }
-            match writes.next().await {
-                Some(result) => result?,
-                None => break,
-            }
-        }
+        let write = |frame: ChunkWrite| async move { self.write_chunk(file, &frame, epoch).await };
+        all_frames(frames.into_iter().map(write)).await?;
         self.change_live(file, epoch, |state| state.written_out(plan)).ok_or(FsError::Io)
     }
 
@@ -220,19 +232,7 @@ impl FileData {
         spans: Vec<ChunkSpan>,
         epoch: u64,
     ) -> Result<(), FsError> {
-        let mut spans = VecDeque::from(spans);
-        let mut punches = FuturesUnordered::new();
-        loop {
-            while punches.len() < FRAMES_MAX
-                && let Some(span) = spans.pop_front()
-            {
-                punches.push(self.punch_chunk(file, span, epoch));
-            }
-            match punches.next().await {
-                Some(result) => result?,
-                None => return Ok(()),
-            }
-        }
+        all_frames(spans.into_iter().map(|span| self.punch_chunk(file, span, epoch))).await
     }
 
     /// The runs cut at chunk boundaries.
@@ -316,6 +316,29 @@ impl FileData {
                     file.queued.store(false, Ordering::Release);
                 }
             });
+        }
+    }
+}
+
+/// Sends all frames, so many at once. When one fails no more are sent, but those that were are waited for: a server may have
+/// them in its hands still, and carry them out over what others write once the file is given up.
+async fn all_frames<F>(frames: impl Iterator<Item = F>) -> Result<(), FsError>
+where
+    F: Future<Output = Result<(), FsError>>,
+{
+    let mut left = frames.fuse();
+    let mut sent = FuturesUnordered::new();
+    let mut first = Ok(());
+    loop {
+        while first.is_ok()
+            && sent.len() < FRAMES_MAX
+            && let Some(frame) = left.next()
+        {
+            sent.push(frame);
+        }
+        match sent.next().await {
+            Some(result) => first = first.and(result),
+            None => return first,
         }
     }
 }

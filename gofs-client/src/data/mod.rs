@@ -39,8 +39,8 @@ mod gather_tests;
 mod tests;
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -81,6 +81,13 @@ pub struct DirtyStats {
     pub lost_bytes: u64,
 }
 
+/// What was written to a file and not synced before its lease was gone.
+struct LeftUnsynced {
+    chunks: Unsynced,
+    /// The state that it was written in: a sync that goes on in that one knows of nothing that came later.
+    by: Weak<File>,
+}
+
 /// The contents of the files of one mount.
 pub struct FileData {
     config: DataConfig,
@@ -92,7 +99,7 @@ pub struct FileData {
     totals: Totals,
     errors: errors::StickyErrors,
     /// What was written to files that are not loaded, and not synced since.
-    unsynced: Mutex<LruCache<Ino, Unsynced>>,
+    unsynced: Mutex<LruCache<Ino, LeftUnsynced>>,
     space_left: AtomicU64,
     /// Reads ahead under way.
     ahead: AtomicU64,
@@ -155,10 +162,10 @@ impl FileData {
             None => {
                 self.files.entry(ino).or_insert_with(|| {
                     let mut state = FileState::new(ino, self.geometry(), content);
-                    if let Some(unsynced) = self.unsynced.lock().pop(&ino)
+                    if let Some(left) = self.unsynced.lock().pop(&ino)
                         && state.in_chunks()
                     {
-                        state.chunks.unsynced = unsynced;
+                        state.chunks.unsynced = left.chunks;
                     }
                     Arc::new(File::new(ino, state))
                 });
@@ -195,7 +202,7 @@ impl FileData {
                     state.retire();
                     state.chunks.unsynced.clone()
                 });
-                self.keep_unsynced(ino, unsynced);
+                self.keep_unsynced(&file, unsynced);
             }
             None => {
                 let Some(file) = self.file(ino) else { return };
@@ -209,19 +216,21 @@ impl FileData {
     }
 
     /// The next `fsync` has to know, whenever that is. One that was called already has the file as it was.
-    fn keep_unsynced(&self, ino: Ino, unsynced: Unsynced) {
-        if !unsynced.is_empty() {
-            self.unsynced.lock().put(ino, unsynced);
+    fn keep_unsynced(&self, file: &Arc<File>, chunks: Unsynced) {
+        if !chunks.is_empty() {
+            self.unsynced.lock().put(file.ino, LeftUnsynced { chunks, by: Arc::downgrade(file) });
         }
     }
 
-    /// These were synced by an `fsync` that was called before the lease was gone.
-    fn no_longer_unsynced(&self, ino: Ino, synced: &Unsynced) {
+    /// These were synced, or are known to be lost, by an `fsync` that was called before the lease was gone.
+    fn no_longer_unsynced(&self, file: &File, settled: &Unsynced) {
         let mut all = self.unsynced.lock();
-        let Some(kept) = all.peek_mut(&ino) else { return };
-        kept.retain(|index, first| synced.get(index) != Some(first));
-        if kept.is_empty() {
-            all.pop(&ino);
+        let Some(left) = all.peek_mut(&file.ino).filter(|left| std::ptr::eq(left.by.as_ptr(), file)) else {
+            return;
+        };
+        left.chunks.retain(|index, _| !settled.contains_key(index));
+        if left.chunks.is_empty() {
+            all.pop(&file.ino);
         }
     }
 
@@ -241,7 +250,7 @@ impl FileData {
         let Some((_, file)) = self.files.remove(&ino) else { return false };
         let (unsynced, lost) =
             self.totals.change(&file, |state| (state.chunks.unsynced.clone(), state.discard()));
-        self.keep_unsynced(ino, unsynced);
+        self.keep_unsynced(&file, unsynced);
         if lost > 0 {
             self.totals.lost_bytes.fetch_add(lost, Ordering::Relaxed);
             self.errors.set(ino, FsError::Io);
@@ -280,6 +289,11 @@ impl FileData {
     /// The error that this handle has not yet been told (fsync, close), told once.
     pub fn take_error(&self, ino: Ino, cursor: &ErrorCursor) -> Result<(), FsError> {
         self.errors.take(ino, cursor)
+    }
+
+    /// Whether a write-back was refused and nobody was told.
+    pub fn has_untold_errors(&self) -> bool {
+        self.errors.are_untold()
     }
 
     /// For status.

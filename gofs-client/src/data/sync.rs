@@ -13,6 +13,7 @@ use super::gather::Way;
 use super::links::{ChunkCallError, Trouble};
 use super::locate::READ_ONLY;
 use super::retry::Retry;
+use super::state::FileState;
 use super::{FileData, Replica};
 
 /// Chunks in one Sync request: a server works through them one after the other.
@@ -33,6 +34,13 @@ struct Tried {
 struct ToSync {
     chunk: Chunk,
     written: ChunkVersion,
+}
+
+impl ToSync {
+    /// Whether anything was ever acknowledged of it, so far as is known.
+    fn has_bytes(&self) -> bool {
+        self.chunk.made || self.written != ChunkVersion(0)
+    }
 }
 
 impl FileData {
@@ -66,12 +74,14 @@ impl FileData {
                 match self.chunk(file, index).await? {
                     Some(chunk) => {
                         let written = first.version(chunk.location.chunk).unwrap_or_default();
-                        let has_bytes = chunk.made || written != ChunkVersion(0);
+                        let unsynced = ToSync { chunk, written };
+                        let has_bytes = unsynced.has_bytes();
+                        let chunk = &unsynced.chunk;
                         let is_partial =
                             chunk.location.version == READ_ONLY && !chunk.location.replicas.is_empty();
                         if has_bytes && is_partial {
                             // A replica that is not synced now must not be chosen after a power cut of all.
-                            incomplete = Some(chunk.location);
+                            incomplete = Some(unsynced.chunk.location);
                             break;
                         }
                         let is_lost = chunk.location.version.losses() > written.losses();
@@ -82,7 +92,7 @@ impl FileData {
                                 "it was placed anew",
                             ));
                         }
-                        chunks.push(ToSync { chunk, written });
+                        chunks.push(unsynced);
                     }
                     // Truncated or punched since.
                     None => self.totals.change(file, |state| {
@@ -147,7 +157,7 @@ impl FileData {
             (synced, state.is_retired())
         });
         if is_retired {
-            self.no_longer_unsynced(file.ino, &synced);
+            self.no_longer_unsynced(file, &synced);
         }
         if let Some((replica, batch, error)) = problem {
             return self.sync_failed(file, epoch, &replica, &batch, error, tried).await;
@@ -165,7 +175,12 @@ impl FileData {
                 }
             }
             for chunk in nowhere {
-                self.relocate(file, &chunk.location).await?;
+                if file.look(FileState::moves_durable_bytes) {
+                    // No edit that waits for this sync tells the MetaServer that there is something in it to be lost.
+                    self.relocate_to_write(file, epoch, &chunk.location).await?;
+                } else {
+                    self.relocate(file, &chunk.location).await?;
+                }
             }
         }
         Ok(())
@@ -199,7 +214,7 @@ impl FileData {
             }
             // Allocated and never written: no byte is missing.
             Err(ChunkCallError::Refused { failure, .. })
-                if failure.code() == Code::NoChunk && batch.iter().all(|unsynced| !unsynced.chunk.made) =>
+                if failure.code() == Code::NoChunk && batch.iter().all(|unsynced| !unsynced.has_bytes()) =>
             {
                 Ok(())
             }
@@ -210,12 +225,11 @@ impl FileData {
     /// What a sync was to keep is not there. It is told now, whichever chunks it was of.
     fn writes_are_lost(&self, file: &File, chunk: ChunkId, why: &str) -> FsError {
         tracing::error!(ino = %file.ino, %chunk, error = why, "what a sync was to keep is lost");
-        let is_retired = self.totals.change(file, |state| {
-            state.chunks.unsynced.clear();
-            state.is_retired()
-        });
+        let (told, is_retired) = self
+            .totals
+            .change(file, |state| (std::mem::take(&mut state.chunks.unsynced), state.is_retired()));
         if is_retired {
-            self.forget_unsynced(file.ino);
+            self.no_longer_unsynced(file, &told);
         }
         FsError::Io
     }

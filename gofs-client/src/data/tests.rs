@@ -13,6 +13,7 @@ use super::fake::{CHUNK_BYTES, FakeCluster, INO, SESSION};
 use super::{DataConfig, FileData, FileMeta};
 
 mod durability;
+mod refusals;
 mod sessions;
 
 const CHUNK: u64 = CHUNK_BYTES as u64;

@@ -21,9 +21,10 @@ pub enum Known {
     Unknown,
 }
 
-/// A listing that is being fetched page by page.
+/// A listing that is being fetched page by page: the tick of the table when it began. No other has the same, of whatever
+/// lease on whatever directory: an open directory keeps it for longer than a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listing(u64);
+pub struct Listing(pub(super) u64);
 
 /// Names under a lease on their directory.
 #[derive(Debug, Default)]
@@ -35,7 +36,6 @@ pub(super) struct Directory {
     unknown: usize,
     name_bytes: u64,
     listing: Option<Listing>,
-    listings: u64,
     /// As long as nothing is recalled, once the kernel was told to keep a listing.
     pub telling: Option<Telling>,
     pub parent: Option<Ino>,
@@ -94,17 +94,14 @@ impl Directory {
         self.unknown -= usize::from(old == Some(Known::Unknown));
     }
 
-    /// A new listing begins: the token that its pages carry. It tells what became of names that were recalled before.
-    pub fn begin_listing(&mut self) -> Listing {
+    /// A new listing begins, whose pages carry the token. It tells what became of names that were recalled before.
+    pub fn begin_listing(&mut self, listing: Listing) {
         if self.unknown > 0 {
             self.complete = false;
             self.drop_names(Known::Unknown);
             self.unknown = 0;
         }
-        self.listings += 1;
-        let listing = Listing(self.listings);
         self.listing = Some(listing);
-        listing
     }
 
     /// A page of the listing that began with this token has come, `end` with the last.

@@ -318,7 +318,14 @@ impl LeaseTable {
         let pending = dir.pending > 0;
         let directory = dir.directory();
         directory.parent = Some(parent);
-        let listing = if first { Some(directory.begin_listing()) } else { listing };
+        let listing = if first {
+            self.tick += 1;
+            let listing = Listing(self.tick);
+            directory.begin_listing(listing);
+            Some(listing)
+        } else {
+            listing
+        };
         for (name, entry) in items {
             // Edits that were made here since the page was read are newer.
             if !pending || directory.get(&name) == Known::Unknown {

@@ -461,6 +461,25 @@ fn a_page_without_a_grant_breaks_the_listing() {
 }
 
 #[test]
+fn a_listing_that_began_under_a_lease_that_is_gone_does_not_end_one_that_began_since() {
+    let mut table = table();
+    let page = [(name("a"), entry(Ino(10)))];
+    let old = table.learn_page(DIR, DIR, page.clone().into_iter(), true, None, false, true);
+    whole(&mut table, DIR, 1, None);
+    table.end_recall(DIR, None);
+    table.learn(&node(DIR, Some(LeaseMode::Read), 3));
+    let new = table.learn_page(DIR, DIR, page.into_iter(), true, None, false, true);
+    assert!(old.is_some() && new.is_some());
+
+    // What the old one's pages told since is forgotten: its last page is not all that there is besides.
+    table.learn_page(DIR, DIR, [(name("z"), entry(Ino(11)))].into_iter(), false, old, true, true);
+    assert!(table.list(DIR, at(1)).is_none());
+    assert!(matches!(table.lookup(DIR, &name("m"), at(1)), NameAnswer::Unknown));
+    table.learn_page(DIR, DIR, std::iter::empty(), false, new, true, true);
+    assert!(matches!(table.lookup(DIR, &name("m"), at(1)), NameAnswer::Absent(_)));
+}
+
+#[test]
 fn a_directory_just_made_is_known_to_be_empty() {
     let mut table = table();
     let made = Node {

@@ -37,7 +37,9 @@ impl Client {
         }
         let copied = data.copy_range(source, offset, target, to_offset, len, wall_time()).await?;
         if self.core.config.sync || to.flags().sync {
-            data.flush(target, true).await?;
+            let flushed = data.flush(target, true).await;
+            // Another flush may have taken these bytes, and lost them.
+            flushed.and(data.take_error(target, &to.0.errors))?;
         }
         Ok(copied)
     }

@@ -1,5 +1,7 @@
 //! What must not be lost: flush, fsync.
 
+use std::collections::BTreeSet;
+
 use futures_util::stream::{self, StreamExt};
 use gofs_tree::{FsError, Ino, LeaseMode};
 
@@ -34,35 +36,34 @@ impl Client {
     }
 
     async fn sync_bytes(&self, ino: Ino) -> Result<(), FsError> {
-        let known = self.be_known(ino).await?;
-        let flushing = self.core.data.flush(ino, true);
-        // What the flush needs it has now, and servers that do not answer must not keep other mounts from the file.
-        drop(known);
-        flushing.await
+        let mut known = None;
+        loop {
+            let syncing = self.core.data.sync(ino);
+            // What the sync needs it has now, and servers that do not answer must not keep other mounts from the file.
+            drop(known.take());
+            if let Some(syncing) = syncing {
+                return syncing.await;
+            }
+            known = match self.be_known(ino).await {
+                Ok(hold) => Some(hold),
+                // Of what is gone nothing can be missed.
+                Err(FsError::NotFound | FsError::Stale) => {
+                    self.core.data.forget_unsynced(ino);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            };
+        }
     }
 
     /// What this mount wrote under a lease that is gone by now is with the ChunkServers, but maybe not on stable storage: of a file
     /// of which nothing is known any more, all chunks are to be synced, so they have to be known.
-    async fn be_known(&self, ino: Ino) -> Result<Option<Hold>, FsError> {
-        if self.core.data.is_loaded(ino) {
-            return Ok(None);
+    async fn be_known(&self, ino: Ino) -> Result<Hold, FsError> {
+        let hold = self.core.hold(ino, LeaseMode::Read).await?;
+        if !self.core.data.is_loaded(ino) {
+            drop(self.core.fetch(ino, LeaseMode::Read).await?);
         }
-        let known = async {
-            let hold = self.core.hold(ino, LeaseMode::Read).await?;
-            if !self.core.data.is_loaded(ino) {
-                drop(self.core.fetch(ino, LeaseMode::Read).await?);
-            }
-            Ok(hold)
-        };
-        match known.await {
-            Ok(hold) => Ok(Some(hold)),
-            // Of what is gone nothing can be missed.
-            Err(FsError::NotFound | FsError::Stale) => {
-                self.core.data.forget_unsynced(ino);
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
+        Ok(hold)
     }
 
     /// Every change of the tree that was made before is committed. One that was lost is an error, once.
@@ -74,8 +75,10 @@ impl Client {
     /// Everything unwritten of all files, and what was written and not synced, onto stable storage.
     pub async fn sync_all(&self) -> Result<(), FsError> {
         self.core.wait_for(|table| table.parked().is_empty().then_some(())).await?;
+        // Before, too: one that is loaded meanwhile would be among neither.
+        let mut others = BTreeSet::from_iter(self.core.data.unsynced_and_not_loaded());
         let mut synced = self.core.data.flush_all(true).await;
-        let others = self.core.data.unsynced_and_not_loaded();
+        others.extend(self.core.data.unsynced_and_not_loaded());
         let mut syncs = stream::iter(others).map(|ino| self.sync_bytes(ino)).buffer_unordered(SYNCS_MAX);
         while let Some(result) = syncs.next().await {
             synced = synced.and(result);

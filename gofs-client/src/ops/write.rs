@@ -59,7 +59,9 @@ impl Client {
             self.core.forget_misplaced(ino, offset, u64::from(len)).await;
         }
         if self.core.config.sync || file.flags().sync {
-            self.core.data.flush(ino, true).await?;
+            let flushed = self.core.data.flush(ino, true).await;
+            // Another flush may have taken these bytes, and lost them.
+            flushed.and(self.core.data.take_error(ino, &file.0.errors))?;
         }
         Ok(len)
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use gofs_client::{Client, ClientConfig};
+use gofs_client::{Client, ClientConfig, OpenFlags};
 use gofs_proto::session as wire;
 use gofs_tree::{FsError, Mode, NewNode, ROOT_INO};
 
@@ -57,6 +57,32 @@ async fn an_edit_in_flight_when_the_session_is_fenced_fails_and_is_not_repeated(
     assert_eq!(making.await.unwrap(), Some(FsError::Io));
     assert!(fake.applied().is_empty());
     assert!(client.lookup(ROOT_INO, &name("a")).await.unwrap().value.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_synchronous_write_whose_bytes_the_fence_took_fails() {
+    let fake = Fake::start().await;
+    let (client, _) = fake.mount().await;
+    let (attr, file) = make(&client, "a").await;
+    write(&client, &file, b"some").await;
+    fake.next::<wire::Batch>(Act::Ignore);
+    let syncing = {
+        let client = client.clone();
+        tokio::spawn(async move { client.fsync(&file, false).await })
+    };
+    fake.until(|fake| fake.requests().contains(&"Batch".to_owned())).await;
+    // It waits for the flush that is under way.
+    let synchronous = OpenFlags { write: true, sync: true, ..OpenFlags::default() };
+    let file = client.open(attr.ino, synchronous).await.unwrap();
+    let writing = {
+        let client = client.clone();
+        tokio::spawn(async move { client.write(&file, 4, false, Bytes::from_static(b"more")).await })
+    };
+    fake.until(|_| client.stats().dirty_bytes == 8).await;
+    fake.fence();
+    fake.drop_connection();
+    assert_eq!(syncing.await.unwrap(), Err(FsError::Io));
+    assert_eq!(writing.await.unwrap(), Err(FsError::Io));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -47,7 +47,7 @@ async fn a_file_is_made_written_synced_and_read_back() {
     assert_eq!(fake.bytes_of(attr.ino), b"hello");
     client.release(file).await;
     let end = client.unmount(Duration::from_secs(5)).await;
-    assert!(end.said_goodbye && end.lost_files == 0);
+    assert!(end.said_goodbye && end.durable && end.lost_files == 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -425,6 +425,7 @@ async fn an_unmount_ends_in_time_without_servers_and_says_what_is_lost() {
     let end = client.unmount(Duration::from_millis(500)).await;
     assert!(started.elapsed() < Duration::from_secs(5));
     assert_eq!((end.lost_files, end.lost_bytes, end.said_goodbye), (1, 5, false));
+    assert!(!end.durable);
     assert_eq!(client.getattr(Ino(77)).await.map(|a| a.value), Err(FsError::Io));
 }
 

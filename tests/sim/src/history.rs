@@ -188,20 +188,25 @@ pub fn standings(ops: &[Op], clean: &[u64], blackouts: bool) -> Vec<Standing> {
     let syncs: Vec<&Op> = ops.iter().filter(|op| op.action == Action::Sync).collect();
     let mut standings: Vec<Standing> = ops.iter().map(|op| standing(op, ops, &syncs, clean)).collect();
     if blackouts {
-        let unsure: Vec<usize> = (0..ops.len()).filter(|&at| is_unsure(at, ops, &standings)).collect();
+        let unsure: Vec<usize> =
+            (0..ops.len()).filter(|&at| is_unsure(at, ops, &syncs, &standings)).collect();
         unsure.into_iter().for_each(|at| standings[at] = Standing::Possible);
     }
     standings
 }
 
 /// Whether a blackout may have taken a certain change of a block back for a while, or for good, and no sync tells: what was cut off
-/// later may have been lost before that, and what had been cut off may be there again where the file grew over it and that was lost.
-fn is_unsure(at: usize, ops: &[Op], standings: &[Standing]) -> bool {
+/// before it was synced may have been lost before that, and what had been cut off may be there again where the file grew over it and
+/// that was lost.
+fn is_unsure(at: usize, ops: &[Op], syncs: &[&Op], standings: &[Standing]) -> bool {
     let op = &ops[at];
     let Object::Block(file, _) = op.object else { return false };
     let is_change = op.action.changes() && standings[at] == Standing::Certain;
     let later = || ops.iter().zip(standings).filter(|(later, _)| later.call > op.call);
-    let cut_later = || later().any(|(it, _)| it.object == op.object && it.action == Action::Write(0));
+    let synced_before = |cut: &Op| syncs.iter().any(|sync| has_synced(sync, op, cut.call));
+    let cut_later = || {
+        later().any(|(it, _)| it.object == op.object && it.action == Action::Write(0) && !synced_before(it))
+    };
     let grown_and_lost = || {
         let is_lost = |(it, standing): (&Op, &Standing)| {
             matches!(it.object, Object::Block(other, _) if other == file)
@@ -235,7 +240,10 @@ fn standing(op: &Op, ops: &[Op], syncs: &[&Op], clean: &[u64]) -> Standing {
     }
     // What a client found that nobody else was to see says nothing.
     let own = ops.iter().any(|other| {
-        other.client == op.client
+        // In its next session a mount knows what the servers do.
+        let is_seen = other.session == op.session || !other.same_session || !op.same_session;
+        is_seen
+            && other.client == op.client
             && other.object == op.object
             && other.action.changes()
             && other.call < *returned
@@ -246,18 +254,30 @@ fn standing(op: &Op, ops: &[Op], syncs: &[&Op], clean: &[u64]) -> Standing {
     if own { Standing::Void } else { Standing::Certain }
 }
 
-/// Whether a change may be gone: its session ended, or an error was told or something counted as lost, before it was made
-/// durable.
-fn is_lossy(op: &Op, returned: Tick, syncs: &[&Op], clean: &[u64]) -> bool {
-    let covers = |sync: &Op| match (sync.object, op.object) {
+/// Whether a sync is one of what the change was of.
+fn covers(sync: &Op, op: &Op) -> bool {
+    match (sync.object, op.object) {
         (Object::Block(synced, _), Object::Block(file, _)) => synced == file,
         (Object::Log, Object::Log) => true,
         // The log of edits is one: any sync covers names and attributes.
         (_, Object::Directory(_) | Object::Numbered(_) | Object::Mode(_)) => true,
         _ => false,
-    };
+    }
+}
+
+/// Whether a change was made durable by that sync, before `by`.
+fn has_synced(sync: &Op, op: &Op, by: Tick) -> bool {
+    let began_after = op.answer.as_ref().is_some_and(|(returned, _)| *returned <= sync.call);
+    let has_ended = matches!(&sync.answer, Some((at, Answer::Done(_))) if *at < by);
+    let is_whole = sync.same_session && sync.session == op.session && sync.lost.1 <= op.lost.0;
+    covers(sync, op) && began_after && has_ended && is_whole
+}
+
+/// Whether a change may be gone: its session ended, or an error was told or something counted as lost, before it was made
+/// durable.
+fn is_lossy(op: &Op, returned: Tick, syncs: &[&Op], clean: &[u64]) -> bool {
     for sync in syncs {
-        if sync.session != op.session || !covers(sync) {
+        if sync.session != op.session || !covers(sync, op) {
             continue;
         }
         if sync.call < returned {
@@ -360,6 +380,28 @@ pub mod tests {
         let grown = op(1, Object::Block(1, 1), Action::Write(2), 5, 6, Answer::Done(None));
         assert_eq!(standings(&cut, &[], true)[0], Standing::Certain);
         assert_eq!(standings(&[&cut[..], &[grown]].concat(), &[], true)[0], Standing::Possible);
+    }
+
+    #[test]
+    fn what_was_synced_was_there_before_it_was_cut_off_and_what_was_not_may_have_been_lost() {
+        let b = Object::Block(1, 0);
+        let written = op(1, b, Action::Write(2), 1, 2, Answer::Done(None));
+        let synced = |call| op(1, b, Action::Sync, call, call + 1, Answer::Done(None));
+        let cut = op(1, b, Action::Write(0), 5, 6, Answer::Done(None));
+        let judged = |ops: &[Op]| standings(ops, &[1], true)[0];
+        assert_eq!(judged(&[written.clone(), synced(3), cut.clone()]), Standing::Certain);
+        assert_eq!(judged(&[written, cut, synced(7)]), Standing::Possible);
+    }
+
+    #[test]
+    fn what_went_with_a_session_nobody_finds_in_the_next() {
+        let b = Object::Block(1, 0);
+        let written = op(1, b, Action::Write(2), 1, 2, Answer::Done(None));
+        let read = |session| Op { session, ..op(1, b, Action::Read, 7, 8, Answer::Value(2)) };
+        assert_eq!(judged(&[written.clone(), read(1)], &[])[1], Standing::Void);
+        assert_eq!(judged(&[written.clone(), read(2)], &[])[1], Standing::Certain);
+        let over_the_end = Op { same_session: false, ..read(1) };
+        assert_eq!(judged(&[written, over_the_end], &[])[1], Standing::Void);
     }
 
     #[test]

@@ -6,7 +6,6 @@ use bytes::{Bytes, BytesMut};
 use gofs_tree::{Attr, BLOCK_BYTES, ByteRange, ChunkIndex, Edit, EditOp};
 
 use super::{Base, FileState, OutPlan, Plan, Scope};
-use crate::data::chunks::Chunks;
 use crate::data::extents::ExtentMap;
 
 /// How many long runs' bytes one early write-out takes at most, so that its memory is free again soon.
@@ -161,7 +160,7 @@ impl FileState {
         let size = self.server_size.max(self.valid_end.min(self.size));
         let clear_inline = self.moving.is_some();
         let blocks_4k: Vec<(ChunkIndex, u32)> =
-            std::mem::take(&mut self.chunks.new_blocks).into_iter().collect();
+            self.chunks.new_blocks.iter().map(|(index, (_, blocks_4k))| (*index, *blocks_4k)).collect();
         if size == self.server_size && !clear_inline && blocks_4k.is_empty() && !self.times_dirty {
             return None;
         }
@@ -181,7 +180,13 @@ impl FileState {
                 self.flushing = None;
                 self.base = Base::Inline(data.clone());
             }
-            EditOp::Extend { clear_inline: true, .. } => self.moving = None,
+            EditOp::Extend { clear_inline, .. } => {
+                // None was written meanwhile: flushes come one after the other.
+                self.chunks.new_blocks.clear();
+                if *clear_inline {
+                    self.moving = None;
+                }
+            }
             _ => {}
         }
         self.flush_ended(at);
@@ -200,6 +205,10 @@ impl FileState {
             lost += self.valid_end.saturating_sub(self.server_size);
             self.valid_end = self.valid_end.min(self.server_size);
         }
+        // Told with the next flush, unless they were refused alone, and would be again: the file is gone.
+        let counted = if self.committing && lost == 0 { 0 } else { self.server_size };
+        let chunk_bytes = u64::from(self.geometry.chunk_size.bytes());
+        self.chunks.new_blocks.retain(|index, _| u64::from(index.0) * chunk_bytes < counted);
         match self.moving.take() {
             // Nothing inline and chunks made: at the server the file is in chunks already.
             Some(bytes) if bytes.is_empty() => self.valid_end = self.server_size,
@@ -207,12 +216,13 @@ impl FileState {
             Some(bytes) => {
                 self.base = Base::Inline(bytes);
                 self.valid_end = 0;
-                self.chunks = Chunks::default();
+                self.chunks.unsynced.clear();
+                self.chunks.new_blocks.clear();
             }
             None => {}
         }
         // What became of the chunks is not known: ask again, and sync all.
-        self.chunks.forget_all(true);
+        self.chunks.forget_locations();
         self.size = self.server_size.max(self.dirty.end());
         self.committing = false;
         self.times_dirty = !self.dirty.is_empty();

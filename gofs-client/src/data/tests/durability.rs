@@ -141,6 +141,50 @@ async fn what_was_synced_in_the_inode_stays_durable_when_the_file_outgrows_it() 
 }
 
 #[tokio::test]
+async fn a_file_whose_new_chunk_is_lost_before_it_has_outgrown_its_inode_is_as_it_was_and_says_so() {
+    let mount = Mount::new(|config| config.dirty_bytes = 256 << 10).await;
+    let bytes = pattern(150_000, 1);
+    mount.write(0, &bytes[..1_000]).await;
+    mount.data.flush(INO, true).await.unwrap();
+    mount.write(1_000, &bytes[1_000..]).await;
+    // A run so long leaves at once, without a commit.
+    let is_out = |mount: &Mount| mount.data.dirty().bytes < CHUNK;
+    while !is_out(&mount) {
+        tokio::task::yield_now().await;
+    }
+    mount.cluster.lose_unwritten(INO, 0);
+    let flush = tokio::time::timeout(Duration::from_secs(60), mount.data.flush(INO, false)).await;
+    assert_eq!(flush.expect("no waiting for ever"), Err(FsError::Io));
+    assert_eq!(mount.read(0, 2_000).await, bytes[..1_000]);
+    mount.write(1_000, &bytes[1_000..]).await;
+    mount.reload().await;
+    assert_eq!(mount.read(0, 150_000).await, bytes);
+}
+
+#[tokio::test]
+async fn a_sync_settles_nothing_that_was_written_after_its_lease_was_gone() {
+    let mount = Mount::new(|_| {}).await;
+    mount.write(0, &pattern(9_000, 1)).await;
+    mount.flush().await;
+    mount.cluster.syncs_held.store(true, Ordering::Relaxed);
+    let syncing = tokio::spawn(mount.data.flush(INO, true));
+    while mount.cluster.servers.iter().map(|server| server.syncs.load(Ordering::Relaxed)).sum::<u64>() < 2 {
+        tokio::task::yield_now().await;
+    }
+    mount.reload().await;
+    mount.write(0, &pattern(9_000, 2)).await;
+    mount.flush().await;
+    mount.data.drop_clean(INO);
+    assert!(mount.data.sync(INO).is_none(), "nothing is known of it");
+    mount.cluster.syncs_held.store(false, Ordering::Relaxed);
+    syncing.await.unwrap().unwrap();
+    assert_eq!(mount.data.unsynced_and_not_loaded(), [INO]);
+    mount.cluster.lose_power();
+    mount.data.load(INO, mount.cluster.content(INO));
+    assert_eq!(mount.data.flush(INO, true).await, Err(FsError::Io));
+}
+
+#[tokio::test]
 async fn a_refused_write_does_not_make_fsync_forget_what_was_written_before_it() {
     let mount = Mount::new(|_| {}).await;
     mount.write(0, &pattern(9_000, 1)).await;
