@@ -10,5 +10,6 @@ mod store_crash;
 mod store_damage;
 mod store_failures;
 mod store_model;
+mod store_open_files;
 mod store_space;
 mod support;

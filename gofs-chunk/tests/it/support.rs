@@ -1,8 +1,12 @@
 //! What several tests share.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
 
-use gofs_chunk::store::{BLOCK_LEN, StoreOptions};
+use gofs_chunk::store::{BLOCK_LEN, FileWatch, StoreOptions};
+use gofs_tree::ChunkId;
+use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
@@ -32,6 +36,31 @@ pub fn options() -> StoreOptions {
         small_blocks: 4,
         reserve_bytes: Some(16 << 20),
         ..StoreOptions::default()
+    }
+}
+
+type Once = Box<dyn FnOnce() + Send>;
+
+/// Does something else, once, when a chunk's own file is about to be synced.
+#[derive(Default)]
+pub struct AtSync(Mutex<Option<(ChunkId, Once)>>);
+
+impl AtSync {
+    pub fn of(&self, chunk: ChunkId, then: impl FnOnce() + Send + 'static) {
+        *self.0.lock() = Some((chunk, Box::new(then)));
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.0.lock().is_none()
+    }
+}
+
+impl FileWatch for AtSync {
+    fn will_sync(&self, path: &Path) -> io::Result<()> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let due = self.0.lock().take_if(|(chunk, _)| name.starts_with(&format!("{:016x}-", chunk.0)));
+        due.into_iter().for_each(|(_, then)| then());
+        Ok(())
     }
 }
 

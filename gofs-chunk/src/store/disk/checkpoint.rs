@@ -140,6 +140,9 @@ impl Disk {
         }
         self.sync_log(state.last)?;
         self.carry_blocks(chunk, &cell, &state, &home)?;
+        // Where it was closed to make place for others it has been opened again, and the tables as they were are kept
+        // with that. From now on there is this one, which forgets them.
+        self.homes.lock().put(key, home.clone());
         for (group, bytes) in &encoded {
             // Half a table would hide blocks that were whole; the next start has it whole in the log.
             home.write_table(*group, bytes).map_err(self.final_error("writing", home.path()))?;
