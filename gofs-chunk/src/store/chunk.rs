@@ -26,6 +26,8 @@ pub struct Slot {
     pub block: u32,
     sum: u32,
     segment: u32,
+    /// In the segment. In the chunk's own file: of the number of the record that wrote it the lower half, where 0 says that it
+    /// is not known, as with those that an earlier build has put into the index.
     offset: u32,
 }
 
@@ -34,10 +36,14 @@ const IN_HOME: u32 = 0;
 const IN_HOLE: u32 = u32::MAX;
 
 impl Slot {
-    /// A block whose bytes have this checksum and are in the log, or in the chunk's own file.
-    pub fn written(block: u32, sum: BlockSum, log: Option<Position>) -> Slot {
-        let at = log.unwrap_or(Position { segment: IN_HOME, offset: 0 });
+    /// A block whose bytes have this checksum and are in the log.
+    pub fn in_log(block: u32, sum: BlockSum, at: Position) -> Slot {
         Slot { block, sum: sum.raw(), segment: at.segment, offset: at.offset }
+    }
+
+    /// The same in the chunk's own file, by this record.
+    pub fn in_home(block: u32, sum: BlockSum, lsn: Lsn) -> Slot {
+        Slot { block, sum: sum.raw(), segment: IN_HOME, offset: lsn.0 as u32 }
     }
 
     /// A block that was punched.
@@ -207,6 +213,19 @@ impl ChunkState {
         self.last = lsn;
     }
 
+    /// Whether all that was written in place is on stable storage.
+    pub fn is_home_synced(&self) -> bool {
+        self.home_written <= self.home_synced
+    }
+
+    /// Whether the slot's bytes were written in place and no sync is known to have covered that.
+    pub fn is_unsynced(&self, slot: Slot) -> bool {
+        let unsynced = self.home_written.0.saturating_sub(self.home_synced.0);
+        // No slot is of a later record. Of one so old that the halves of numbers have come round it is not known any more.
+        let before_last = (self.home_written.0 as u32).wrapping_sub(slot.offset);
+        slot.place() == Place::Home && unsynced > 0 && (slot.offset == 0 || u64::from(before_last) < unsynced)
+    }
+
     /// Whether other than the copier may see it.
     pub fn is_live(&self) -> bool {
         self.life == Life::Live
@@ -246,11 +265,33 @@ mod tests {
         let sum = BlockSum::of(&[7; 4096]);
         for slot in [
             Slot::hole(3),
-            Slot::written(4, sum, None),
-            Slot::written(5, sum, Some(Position { segment: 9, offset: 64 })),
+            Slot::in_home(4, sum, Lsn(7)),
+            Slot::in_log(5, sum, Position { segment: 9, offset: 64 }),
         ] {
             assert_eq!(Slot::from_raw(slot.to_raw()), Some(slot));
         }
         assert_eq!(Slot::from_raw([1, 0, 5, 5]), None);
+    }
+    #[test]
+    fn blocks_in_place_are_synced_up_to_the_record_that_the_last_sync_covered() {
+        let sum = BlockSum::of(&[7; 4096]);
+        let half = 1 << 32;
+        let state = |synced, written| ChunkState {
+            home_synced: Lsn(synced),
+            home_written: Lsn(written),
+            ..ChunkState::default()
+        };
+        let unsynced = |state: &ChunkState, lsn| state.is_unsynced(Slot::in_home(0, sum, Lsn(lsn)));
+        for round in [0, half] {
+            let some = state(round + 5, round + 9);
+            assert_eq!([4, 5, 6, 9].map(|lsn| unsynced(&some, round + lsn)), [false, false, true, true]);
+            assert!(!unsynced(&state(round + 9, round + 9), round + 9));
+        }
+        assert!(
+            unsynced(&state(half - 2, half + 2), half - 1) && !unsynced(&state(half - 2, half + 2), half - 2)
+        );
+        assert!(unsynced(&state(3, half + 2), 5), "longer ago than can be told");
+        assert!(unsynced(&state(5, 9), 0) && !unsynced(&state(9, 9), 0), "of an earlier build's index");
+        assert!(!state(5, 9).is_unsynced(Slot::in_log(0, sum, Position { segment: 9, offset: 64 })));
     }
 }

@@ -173,7 +173,7 @@ mod tests {
 
     fn sample() -> Index {
         let sum = BlockSum::of(&[1; 4096]);
-        let slots = vec![Slot::written(1, sum, Some(Position { segment: 2, offset: 64 })), Slot::hole(4)];
+        let slots = vec![Slot::in_log(1, sum, Position { segment: 2, offset: 64 }), Slot::hole(4)];
         let state = ChunkState {
             version: ChunkVersion(3),
             life: Life::Live,

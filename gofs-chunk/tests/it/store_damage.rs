@@ -3,14 +3,15 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use gofs_chunk::store::{Ack, Store, StoreError, Taken, WriteMode};
+use gofs_chunk::store::{Ack, BootId, Store, StoreError, StoreOptions, Taken, WriteMode};
 use gofs_tree::{ChunkId, ChunkVersion};
 use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::power::copy_tree;
-use super::support::{Model, Models, Seed, bytes, options, range, rng, seeds};
+use super::support::{AtSync, Model, Models, Seed, bytes, options, range, rng, seeds};
 
 const CHUNK_BYTES: usize = 5 << 20;
 
@@ -231,4 +232,65 @@ fn a_verification_that_had_passed_a_block_when_its_damage_was_found_does_not_cal
     assert!(verified.is_ok() && steps > 2, "{verified:?}, {steps} steps");
     assert!(store.list()[0].corrupt);
     assert!(store.verify(chunk).is_err());
+}
+
+#[test]
+fn what_was_not_synced_may_be_lost_with_the_power_and_is_damaged_where_only_the_process_was_killed() {
+    let (chunk, version, blocks) = (ChunkId(7), ChunkVersion(1), 100);
+    let zeros = [0; 4096];
+    // A block, and what the file begins with.
+    for (at, first_lost) in [(2 * 4096 + 50 * 4096, 50), (17, 0)] {
+        for boot in [BootId(1), BootId(2)] {
+            let root = tempfile::tempdir().unwrap();
+            let dir = [root.path().join("disk")];
+            let store = Store::open(&dir, &StoreOptions { boot: BootId(1), ..options() }).unwrap();
+            let data = bytes(&mut rng(1), blocks * 4096);
+            store.write(chunk, version, 0, &data, WriteMode::Create, Ack::Cached).unwrap();
+            drop(store);
+            let mut all = Vec::new();
+            files(&dir[0].join("chunks"), &mut all);
+            OpenOptions::new().write(true).open(&all[0]).unwrap().write_all_at(b"!", at).unwrap();
+            let store = Store::open(&dir, &StoreOptions { boot, ..options() }).unwrap();
+            let read = store.read(chunk, ChunkVersion(0), first_lost * 4096, 4096);
+            match boot {
+                BootId(1) => assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{at}"),
+                _ => assert!(read.unwrap() == zeros && store.list()[0].doubtful, "{at}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn of_blocks_that_were_synced_and_others_that_were_not_only_the_latter_may_be_lost_with_the_power() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = [root.path().join("disk")];
+    let at_sync = Arc::new(AtSync::default());
+    let options = |boot| StoreOptions { boot: BootId(boot), watch: Some(at_sync.clone()), ..options() };
+    let store = Arc::new(Store::open(&dir, &options(1)).unwrap());
+    let (chunk, version, run) = (ChunkId(1), ChunkVersion(1), 16);
+    let write = move |store: &Store, chunk, first: u32| {
+        let data = bytes(&mut rng(1), run * 4096);
+        store.write(chunk, version, first * 4096, &data, WriteMode::Create, Ack::Cached).unwrap();
+    };
+    write(&store, ChunkId(2), 0);
+    let writer = store.clone();
+    // When the checkpoint has passed the chunk: the index has both.
+    at_sync.of(ChunkId(2), move || {
+        write(&writer, chunk, 0);
+        writer.sync(&[chunk]).unwrap();
+        write(&writer, chunk, 16);
+    });
+    store.disks().for_each(|disk| disk.checkpoint().unwrap());
+    assert!(at_sync.is_done());
+    drop(store);
+    let mut all = Vec::new();
+    files(&dir[0].join("chunks/01"), &mut all);
+    let file = OpenOptions::new().write(true).open(&all[0]).unwrap();
+    for block in [3, 16 + 3] {
+        file.write_all_at(b"!", (2 + block) * 4096).unwrap();
+    }
+    let store = Store::open(&dir, &options(2)).unwrap();
+    let read = |block: u32| store.read(chunk, ChunkVersion(0), block * 4096, 4096);
+    assert!(matches!(read(3), Err(StoreError::Corrupt { block: 3, .. })));
+    assert_eq!(read(16 + 3).unwrap(), [0; 4096]);
 }

@@ -94,7 +94,7 @@ impl Disk {
             };
             let appended = self.append(chunk, &change, &[&bytes])?;
             let blocks = state.blocks;
-            state.write(appended.lsn, range.first, slots(range.first, &written, appended.data), blocks);
+            state.write(appended.lsn, range.first, slots(range.first, &written, appended), blocks);
         }
     }
 }

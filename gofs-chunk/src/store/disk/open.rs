@@ -13,7 +13,7 @@ use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 
 use super::super::StoreOptions;
-use super::super::block::{BLOCK_LEN, BlockRange, BlockSum};
+use super::super::block::{BLOCK_LEN, BlockSum};
 use super::super::changes::Changes;
 use super::super::chunk::{ChunkState, Life, Place};
 use super::super::error::StoreError;
@@ -21,7 +21,7 @@ use super::super::file::sync_dir;
 use super::super::home::{Home, HomeKey, Table};
 use super::super::identity::Claim;
 use super::super::index::{Index, list_indexes};
-use super::super::log::{self, Change, Log, Lsn, Position, Replay, ReplayError, Tail};
+use super::super::log::{self, Appended, Change, Log, Lsn, Position, Replay, ReplayError, Tail};
 use super::super::sys;
 use super::write::slots;
 use super::{CHUNKS_DIR, Cell, Disk, LOG_DIR, OPEN_HOMES};
@@ -64,8 +64,6 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenEr
 #[derive(Default)]
 struct Recovered {
     chunks: HashMap<ChunkId, ChunkState>,
-    /// Blocks written in place by records that no sync is known to have covered.
-    unsynced: HashMap<ChunkId, Vec<(Lsn, BlockRange)>>,
     /// Tables whose way into the chunk's own file is not known to have ended.
     tables: HashMap<ChunkId, BTreeMap<u32, Vec<u8>>>,
     /// Chunks that got their file in what was replayed; its name may not be durable.
@@ -88,8 +86,9 @@ impl Recovered {
         }
     }
 
-    fn has_staged(&self) -> bool {
-        self.chunks.values().any(|state| state.life == Life::Staged)
+    /// Whether anything has to be finished that is in the index.
+    fn is_unfinished(&self) -> bool {
+        self.chunks.values().any(|state| state.life == Life::Staged || !state.is_home_synced())
     }
 
     fn damage(&mut self, chunk: ChunkId) {
@@ -113,7 +112,6 @@ impl Recovered {
                 chunk,
                 ChunkState { version: create.version, life, dirty: true, ..Default::default() },
             );
-            self.unsynced.remove(&chunk);
             self.tables.remove(&chunk);
         }
         let Some(state) = self.chunks.get_mut(&chunk) else {
@@ -125,15 +123,12 @@ impl Recovered {
         };
         match change {
             Change::Write { blocks, home, first, written, .. } => {
-                if written.iter().any(|(_, in_home)| *in_home) {
-                    let range = BlockRange { first, count: written.len() as u32 };
-                    self.unsynced.entry(chunk).or_default().push((lsn, range));
-                }
                 if state.home != home {
                     self.made.insert(chunk);
                 }
                 state.home = home;
-                state.write(lsn, first, slots(first, &written, data_at), blocks);
+                let appended = Appended { lsn, data: data_at };
+                state.write(lsn, first, slots(first, &written, appended), blocks);
             }
             Change::Create(_) => state.last = lsn,
             Change::Punch { range, blocks } => state.punch(lsn, range, blocks),
@@ -144,7 +139,6 @@ impl Recovered {
             }
             Change::Delete => {
                 self.chunks.remove(&chunk);
-                self.unsynced.remove(&chunk);
                 self.tables.remove(&chunk);
             }
             Change::Publish => {
@@ -155,9 +149,6 @@ impl Recovered {
             Change::HomeSynced(upto) => {
                 state.home_synced = state.home_synced.max(upto);
                 state.last = lsn;
-                if let Some(unsynced) = self.unsynced.get_mut(&chunk) {
-                    unsynced.retain(|(lsn, _)| *lsn > upto);
-                }
             }
             Change::Tables { home, groups } => {
                 state.last = lsn;
@@ -207,13 +198,7 @@ impl Disk {
         let loaded = index.as_ref().map(|index| (index.number, index.tail));
         let (number, from, last_scrub_unix_s) = match index {
             Some(index) => {
-                for (chunk, state) in index.chunks {
-                    if state.home_written > state.home_synced {
-                        let all = BlockRange { first: 0, count: state.end };
-                        recovered.unsynced.insert(chunk, vec![(state.home_written, all)]);
-                    }
-                    recovered.chunks.insert(chunk, state);
-                }
+                recovered.chunks.extend(index.chunks);
                 (index.number, index.tail, index.last_scrub_unix_s)
             }
             None => (0, Tail { at: Position { segment: 0, offset: 0 }, next: Lsn(1) }, 0),
@@ -231,9 +216,9 @@ impl Disk {
             .map_err(io_error("opening", &log_dir))?;
 
         // Anything that is decided here is written down, so that it is decided once, whatever the next crash leaves.
-        let changed =
-            rebooted || recovered.records > 0 || !recovered.unsynced.is_empty() || recovered.has_staged();
-        let finish = Finish { path, chunks_dir: &chunks_dir, options: &options, homes: &homes, log: &log };
+        let changed = rebooted || recovered.records > 0 || recovered.is_unfinished();
+        let finish =
+            Finish { path, chunks_dir: &chunks_dir, options: &options, homes: &homes, log: &log, rebooted };
         finish.all(&mut recovered)?;
         for state in recovered.chunks.values_mut() {
             state.doubtful |= rebooted && state.dirty;
@@ -343,6 +328,8 @@ struct Finish<'a> {
     options: &'a StoreOptions,
     homes: &'a HashSet<HomeKey>,
     log: &'a Log,
+    /// What was not synced may be lost. Else all that was written is there, and what is not is damage.
+    rebooted: bool,
 }
 
 impl Finish<'_> {
@@ -364,7 +351,6 @@ impl Finish<'_> {
                 continue;
             }
             let tables = recovered.tables.remove(chunk).unwrap_or_default();
-            let unsynced = recovered.unsynced.remove(chunk).unwrap_or_default();
             if !self.homes.contains(&key) {
                 self.without_file(key, state)?;
                 continue;
@@ -375,11 +361,11 @@ impl Finish<'_> {
             }
             // Nothing of a file that was never synced need be there, its header neither.
             let synced = state.table_end > 0 || state.home_synced > Lsn(0);
-            if synced && tables.is_empty() && unsynced.is_empty() {
+            if synced && tables.is_empty() && state.is_home_synced() {
                 continue;
             }
             match Home::open(self.chunks_dir, key, &self.options.watch) {
-                Ok(home) => self.finish_home(*chunk, state, &home, tables, &unsynced)?,
+                Ok(home) => self.finish_home(*chunk, state, &home, tables)?,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => self.bad_header(key, state)?,
                 Err(error) => return Err(io_error("opening", &key.path(self.chunks_dir))(error)),
             }
@@ -393,7 +379,6 @@ impl Finish<'_> {
         state: &mut ChunkState,
         home: &Home,
         tables: BTreeMap<u32, Vec<u8>>,
-        unsynced: &[(Lsn, BlockRange)],
     ) -> Result<(), OpenError> {
         for (group, bytes) in tables {
             if Table::decode(chunk, group, &bytes).is_none() {
@@ -403,41 +388,41 @@ impl Finish<'_> {
             }
             home.write_table(group, &bytes).map_err(io_error("writing", home.path()))?;
         }
-        let mut lost = 0;
-        let mut block = vec![0; BLOCK_LEN];
-        let mut failed = Ok(());
-        state.slots.retain(|slot| {
-            let doubtful = slot.place() == Place::Home
-                && unsynced.iter().any(|(_, range)| (range.first..range.end()).contains(&slot.block));
-            if !doubtful || failed.is_err() {
-                return true;
-            }
-            match home.read_blocks(slot.block, &mut block) {
-                Ok(()) => {
-                    let whole = slot.sum() == Some(BlockSum::of(&block));
-                    lost += u32::from(!whole);
-                    whole
-                }
-                Err(error) => {
-                    failed = Err(error);
-                    true
-                }
-            }
-        });
-        failed.map_err(io_error("reading", home.path()))?;
-        if lost > 0 {
-            // They had never been synced; before they were written there was nothing, and now there is nothing again.
-            tracing::warn!(%chunk, blocks = lost, disk = %self.path.display(), "writes that were not synced are lost");
-            state.blocks = state.blocks.saturating_sub(lost);
+        if self.rebooted {
+            self.drop_lost(chunk, state, home)?;
         }
         home.sync().map_err(io_error("syncing", home.path()))?;
         state.home_synced = state.home_written;
         Ok(())
     }
 
+    /// Makes holes of the blocks that were written in place, were not synced, and do not have their bytes.
+    fn drop_lost(&self, chunk: ChunkId, state: &mut ChunkState, home: &Home) -> Result<(), OpenError> {
+        let mut lost = HashSet::new();
+        let mut block = vec![0; BLOCK_LEN];
+        for slot in state.slots.all().iter().filter(|slot| state.is_unsynced(**slot)) {
+            home.read_blocks(slot.block, &mut block).map_err(io_error("reading", home.path()))?;
+            if slot.sum() != Some(BlockSum::of(&block)) {
+                lost.insert(slot.block);
+            }
+        }
+        if !lost.is_empty() {
+            // They had never been synced; before they were written there was nothing, and now there is nothing again.
+            tracing::warn!(%chunk, blocks = lost.len(), disk = %self.path.display(), "writes that were not synced are lost");
+            state.slots.retain(|slot| !lost.contains(&slot.block));
+            state.blocks = state.blocks.saturating_sub(lost.len() as u32);
+        }
+        Ok(())
+    }
+
+    /// Whether the chunk's own file may have gone: nothing in it was ever synced.
+    fn may_be_lost(&self, state: &ChunkState) -> bool {
+        self.rebooted && state.table_end == 0 && state.home_synced == Lsn(0)
+    }
+
     /// A file that was never synced may be lost; one that holds durable blocks may not.
     fn without_file(&self, key: HomeKey, state: &mut ChunkState) -> Result<(), OpenError> {
-        if state.table_end > 0 || state.home_synced > Lsn(0) {
+        if !self.may_be_lost(state) {
             tracing::error!(chunk = %key.chunk, disk = %self.path.display(), "the file of this chunk is missing");
             state.damaged = true;
             return Ok(());
@@ -454,7 +439,7 @@ impl Finish<'_> {
 
     /// As [`Finish::without_file`]: the header of a file that was never synced may be lost.
     fn bad_header(&self, key: HomeKey, state: &mut ChunkState) -> Result<(), OpenError> {
-        if state.table_end == 0 && state.home_synced == Lsn(0) {
+        if self.may_be_lost(state) {
             let path = key.path(self.chunks_dir);
             std::fs::remove_file(&path).map_err(io_error("removing", &path))?;
         }

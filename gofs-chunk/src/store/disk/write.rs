@@ -10,7 +10,7 @@ use super::super::block::{BLOCK_LEN, BlockRange, BlockSum};
 use super::super::chunk::{ChunkState, Life, Slot};
 use super::super::error::StoreError;
 use super::super::home::{Home, HomeKey};
-use super::super::log::{Change, Create, Lsn, Position};
+use super::super::log::{Appended, Change, Create, Lsn};
 use super::{Cell, Disk};
 
 /// Fewer blocks than this that fill holes of a large chunk go to the log: one sync makes them durable, not two.
@@ -341,7 +341,7 @@ impl Disk {
         state.write(
             appended.lsn,
             range.first,
-            slots(range.first, &written, appended.data),
+            slots(range.first, &written, appended),
             state.blocks + fresh as u32,
         );
         self.blocks_since_index.fetch_add(u64::from(range.count), Ordering::Relaxed);
@@ -450,13 +450,16 @@ impl Disk {
     }
 }
 
-/// The slots that a write makes; `data` is where the first block in the log is.
-pub(super) fn slots(first: u32, written: &[(BlockSum, bool)], data: Position) -> Vec<Slot> {
-    let mut at = data;
+/// The slots that a write makes; `appended` is its record.
+pub(super) fn slots(first: u32, written: &[(BlockSum, bool)], appended: Appended) -> Vec<Slot> {
+    let mut at = appended.data;
     let mut slots = Vec::with_capacity(written.len());
     for (i, (sum, in_home)) in written.iter().enumerate() {
-        slots.push(Slot::written(first + i as u32, *sum, (!in_home).then_some(at)));
-        if !in_home {
+        let block = first + i as u32;
+        if *in_home {
+            slots.push(Slot::in_home(block, *sum, appended.lsn));
+        } else {
+            slots.push(Slot::in_log(block, *sum, at));
             at.offset += BLOCK_LEN as u32;
         }
     }
