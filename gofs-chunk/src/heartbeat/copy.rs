@@ -91,7 +91,7 @@ fn bytes_s(order: &CopyChunk, is_busy: bool) -> u64 {
 
 /// Removes what is here of an older version or damaged. True where nothing is left to be done.
 fn make_room(service: &Service, chunk: ChunkId, version: ChunkVersion) -> Result<bool, StoreError> {
-    match service.store.stat(chunk) {
+    match service.store.stat_before_copy(chunk) {
         Ok(stat) if stat.version == version && service.store.verify(chunk).is_ok() => Ok(true),
         Ok(stat) if stat.version > version => {
             Err(StoreError::Stale { chunk, stored: stat.version, asked: version })

@@ -255,9 +255,23 @@ impl Store {
         })
     }
 
+    /// The directory that has the chunk. One that has failed is found too, and refuses: the chunk must not be made anew
+    /// elsewhere, unless by a copy, which is newer.
     fn find(&self, chunk: ChunkId) -> Result<&Arc<Disk>, StoreError> {
-        // One that has failed is found too, and refuses: the chunk must not be made anew elsewhere.
-        self.opened().find(|disk| disk.holds(chunk)).ok_or(StoreError::NoChunk { chunk })
+        self.find_up(chunk).or_else(|error| self.opened().find(|disk| disk.holds(chunk)).ok_or(error))
+    }
+
+    /// The same where only those in service count.
+    fn find_up(&self, chunk: ChunkId) -> Result<&Arc<Disk>, StoreError> {
+        self.disks().find(|disk| disk.holds(chunk)).ok_or(StoreError::NoChunk { chunk })
+    }
+
+    /// The directory that a write in this mode finds the chunk in.
+    fn find_for(&self, chunk: ChunkId, mode: WriteMode) -> Result<&Arc<Disk>, StoreError> {
+        match mode {
+            WriteMode::Existing | WriteMode::Create => self.find(chunk),
+            WriteMode::CopyFirst | WriteMode::Copy => self.find_up(chunk),
+        }
     }
 
     /// Writes bytes and returns the blocks that the chunk then has. In the page cache when this returns. With
@@ -291,13 +305,13 @@ impl Store {
     ) -> Result<(u32, Option<BeforeAck>), StoreError> {
         let data = Data::new(offset, bytes, sums);
         if matches!(mode, WriteMode::Existing | WriteMode::Copy) {
-            return self.find(chunk)?.write(chunk, version, data, mode, ack);
+            return self.find_for(chunk, mode)?.write(chunk, version, data, mode, ack);
         }
-        let _creating = match self.find(chunk) {
+        let _creating = match self.find_for(chunk, mode) {
             Ok(disk) => return disk.write(chunk, version, data, mode, ack),
             Err(_) => self.creating[chunk.0 as usize % CREATE_LOCKS].lock(),
         };
-        let disk = match self.find(chunk) {
+        let disk = match self.find_for(chunk, mode) {
             Ok(disk) => disk,
             Err(_) => self.choose()?,
         };
@@ -383,6 +397,12 @@ impl Store {
         self.find(chunk)?.stat(chunk)
     }
 
+    /// As [`Store::stat`] for who is going to copy the chunk to here: what a directory that has failed holds of it is in
+    /// nobody's way.
+    pub fn stat_before_copy(&self, chunk: ChunkId) -> Result<ChunkStat, StoreError> {
+        self.find_up(chunk)?.stat(chunk)
+    }
+
     /// Whether a write at this version would be let in, without doing it.
     pub fn check(&self, chunk: ChunkId, version: ChunkVersion, create: bool) -> Result<(), StoreError> {
         match self.stat(chunk) {
@@ -408,7 +428,8 @@ impl Store {
     pub fn sync(&self, chunks: &[ChunkId]) -> Result<(), StoreError> {
         // Those that have failed too: they refuse.
         for disk in self.opened() {
-            let here: Vec<ChunkId> = chunks.iter().copied().filter(|chunk| disk.holds(*chunk)).collect();
+            let is_here = |chunk: &ChunkId| self.find(*chunk).is_ok_and(|found| Arc::ptr_eq(found, disk));
+            let here: Vec<ChunkId> = chunks.iter().copied().filter(is_here).collect();
             if !here.is_empty() {
                 disk.sync(&here)?;
             }
@@ -437,7 +458,7 @@ impl Store {
 
     /// Removes a copy that is not complete.
     pub fn discard(&self, chunk: ChunkId) -> Result<(), StoreError> {
-        match self.find(chunk) {
+        match self.find_up(chunk) {
             Ok(disk) => disk.discard(chunk),
             Err(_) => Ok(()),
         }
@@ -445,7 +466,7 @@ impl Store {
 
     /// Makes a chunk that was copied visible; durable when this returns.
     pub fn publish(&self, chunk: ChunkId) -> Result<(), StoreError> {
-        self.find(chunk)?.publish(chunk)
+        self.find_up(chunk)?.publish(chunk)
     }
 
     /// Reads everything of a chunk; see [`Disk::verify`].

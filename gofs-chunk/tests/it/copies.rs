@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use gofs_proto::chunk::{Extents, Stat};
+use gofs_proto::chunk::{Extents, Stat, Sync, SyncItem};
 use gofs_proto::cluster::{CopyChunk, VerifyChunk, instruction::Body};
 use gofs_proto::session::failure::Code;
 
-use super::node::{Node, code, node, put, write};
+use super::node::{Node, code, node, node_of, put, write};
 use super::support::{bytes, rng};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -135,6 +135,32 @@ async fn damage_is_refused_reported_and_repaired_by_a_copy() {
     a.meta.instruct(Body::Copy(order)).await.unwrap();
     assert!(a.read(1, 1, 0, 200_000).await.unwrap()[..] == data[..]);
     a.meta.chunk(1, |state| !state.corrupt && !state.gone).await;
+    a.server.shutdown().await;
+    b.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_of_a_disk_that_failed_is_copied_to_another_of_the_same_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = node(&dir.path().join("a")).await;
+    let disks = [dir.path().join("b1"), dir.path().join("b2")];
+    let b = node_of(disks.to_vec()).await;
+    let data = bytes(&mut rng(8), 200_000);
+    put(&a.link, &write(1, 2, 0, &data, vec![]), &data).await.unwrap();
+    put(&b.link, &write(1, 1, 0, &data, vec![]), &data).await.unwrap();
+    // Without a place for the next segment of its log the disk fails.
+    let failing = disks.iter().find(|disk| disk.join("chunks/01").exists()).unwrap();
+    std::fs::remove_dir_all(failing.join("log")).unwrap();
+    while put(&b.link, &write(1, 1, 0, &data, vec![]), &data).await.is_ok() {}
+    b.meta.status(|status| status.disks.iter().any(|disk| !disk.error.is_empty())).await;
+
+    let from = vec![a.server.address().to_string()];
+    let order = CopyChunk { chunk: 1, version: 2, from, bytes_s: 0, busy_bytes_s: 0 };
+    b.meta.instruct(Body::Copy(order)).await.unwrap();
+    assert!(b.read(1, 2, 0, 200_000).await.unwrap()[..] == data[..]);
+    put(&b.link, &write(1, 2, 0, b"new", vec![]), b"new").await.unwrap();
+    let items = vec![SyncItem { chunk: 1, version: 2, written: 2 }];
+    b.link.call(&Sync { items }, Vec::new()).await.unwrap();
     a.server.shutdown().await;
     b.server.shutdown().await;
 }

@@ -1,6 +1,6 @@
 //! A whole server on loopback with a MetaServer and a client of its own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,8 +48,14 @@ pub fn config(dir: &Path, meta: &FakeMeta) -> Config {
 }
 
 pub async fn node(dir: &Path) -> Node {
+    node_of(vec![dir.to_owned()]).await
+}
+
+/// With several data directories.
+pub async fn node_of(dirs: Vec<PathBuf>) -> Node {
     let meta = FakeMeta::start().await;
-    let server = Server::start(config(dir, &meta)).await.unwrap();
+    let config = Config { data: dirs.clone(), ..config(&dirs[0], &meta) };
+    let server = Server::start(config).await.unwrap();
     let register = meta.registered().await;
     assert_eq!((register.server, register.address.clone()), (server.id().0, server.address().to_string()));
     let link = connect(&server).await;

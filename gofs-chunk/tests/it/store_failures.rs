@@ -210,6 +210,33 @@ fn of_a_chunk_on_two_disks_the_newer_stays() {
 }
 
 #[test]
+fn a_copy_in_the_place_of_a_chunk_on_a_failed_disk_is_used_and_stays_when_that_is_back() {
+    let (root, store, broken) = two_disks();
+    let (lost, _) = chunks_of_broken(&store, &broken);
+    let (chunk, newer) = (lost[0], VERSION.next());
+    broken.sync.store(true, Ordering::Relaxed);
+    assert!(store.sync(&[chunk]).is_err());
+
+    store.discard(chunk).unwrap();
+    store.write(chunk, newer, 0, b"copied", WriteMode::CopyFirst, Ack::Cached).unwrap();
+    store.discard(chunk).unwrap();
+    store.write(chunk, newer, 0, b"copied", WriteMode::CopyFirst, Ack::Cached).unwrap();
+    assert!(store.read(chunk, VERSION, 0, 6).is_err(), "nothing is shown before it is complete");
+    store.write(chunk, newer, 6, b" in two", WriteMode::Copy, Ack::Cached).unwrap();
+    store.publish(chunk).unwrap();
+    assert_eq!(store.read(chunk, newer, 0, 13).unwrap(), b"copied in two");
+    let stale = store.write(chunk, VERSION, 0, b"old", WriteMode::Create, Ack::Cached);
+    assert!(matches!(stale, Err(StoreError::Stale { .. })), "{stale:?}");
+    store.write(chunk, newer, 0, b"C", WriteMode::Create, Ack::Cached).unwrap();
+    store.sync(&[chunk]).unwrap();
+    drop(store);
+
+    let store = Store::open(&[root.path().join("a"), root.path().join("b")], &options()).unwrap();
+    assert_eq!(store.list().len(), 40);
+    assert_eq!(store.read(chunk, newer, 0, 13).unwrap(), b"Copied in two");
+}
+
+#[test]
 fn a_hundred_thousand_chunks_are_open_in_a_moment() {
     let root = tempfile::tempdir().unwrap();
     let dir = [root.path().join("disk")];
