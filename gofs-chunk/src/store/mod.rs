@@ -9,6 +9,7 @@ mod boot;
 mod changes;
 mod chunk;
 mod disk;
+mod distrust;
 mod error;
 mod file;
 mod home;

@@ -35,6 +35,8 @@ pub enum Cut {
 struct State {
     files: BTreeMap<PathBuf, BTreeMap<u64, Vec<[u8; SECTOR]>>>,
     nameless: BTreeSet<PathBuf>,
+    /// What is made once everything fails: a process that has died makes nothing.
+    posthumous: BTreeSet<PathBuf>,
     /// Changes that are still let through; after them everything fails, as if the process had died.
     budget: u64,
 }
@@ -67,6 +69,9 @@ impl Power {
         copy_tree(from, to);
         let after = Power::new(budget);
         let moved = |path: &PathBuf| to.join(path.strip_prefix(from).unwrap());
+        for path in state.posthumous.iter().map(moved).filter(|path| path.exists()) {
+            std::fs::remove_file(path).unwrap();
+        }
         if cut == Cut::Kill {
             let mut then = after.state.lock();
             then.files = state.files.iter().map(|(path, sectors)| (moved(path), sectors.clone())).collect();
@@ -157,6 +162,9 @@ impl FileWatch for Power {
         let mut state = self.state.lock();
         state.files.remove(path);
         state.nameless.insert(path.to_owned());
+        if state.budget == 0 {
+            state.posthumous.insert(path.to_owned());
+        }
     }
 
     fn dir_synced(&self, dir: &Path) {

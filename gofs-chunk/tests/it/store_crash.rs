@@ -2,10 +2,16 @@
 //! after any kill, wherever in an operation it strikes, and also when it strikes the recovery.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use gofs_chunk::store::{Ack, BLOCK_LEN, BootId, Doubt, Store, StoreError, StoreOptions, WriteMode};
+use gofs_chunk::store::{
+    Ack, BLOCK_LEN, BootId, Doubt, FileWatch, Store, StoreError, StoreOptions, WriteMode,
+};
 use gofs_tree::{ChunkId, ChunkVersion};
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -325,18 +331,106 @@ fn only_chunks_that_may_lack_writes_are_in_doubt_after_a_power_cut() {
     assert!(matches!(synced(lossy, lossy.next()), Err(StoreError::Stale { .. })));
 }
 
+/// A small file system of its own, unmounted in the end.
+struct Mounted<'a>(&'a Path);
+
+impl<'a> Mounted<'a> {
+    fn new(image: &Path, dir: &'a Path) -> Option<Mounted<'a>> {
+        let status = Command::new("mount").args(["-t", "ext4", "-o", "loop"]).args([image, dir]).status();
+        status.is_ok_and(|status| status.success()).then_some(Mounted(dir))
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let status = Command::new("umount").arg(self.0).status();
+        assert!(status.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
+
+#[test]
+fn chunks_that_may_lack_writes_are_in_doubt_when_their_disk_was_mounted_anew() {
+    let root = tempfile::tempdir().unwrap();
+    let (image, dir) = (root.path().join("image"), root.path().join("mounted"));
+    std::fs::create_dir(&dir).unwrap();
+    File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let made = Command::new("mkfs.ext4").arg("-q").arg(&image).status();
+    let mounted = made.is_ok_and(|made| made.success()).then(|| Mounted::new(&image, &dir)).flatten();
+    let Some(mounted) = mounted else {
+        return eprintln!("not run: a file system cannot be mounted without root and mkfs.ext4");
+    };
+    let open = || Store::open(&[dir.join("disk")], &options()).unwrap();
+    open().write(ChunkId(1), ChunkVersion(1), 0, b"bytes", WriteMode::Create, Ack::Cached).unwrap();
+    assert!(!open().list()[0].doubtful, "a kill loses nothing");
+    drop(mounted);
+    let _mounted = Mounted::new(&image, &dir).unwrap();
+    assert!(open().list()[0].doubtful);
+}
+
+/// The kernel tells once that a file could not be synced.
+struct OneSyncFails {
+    power: Power,
+    due: AtomicBool,
+}
+
+impl FileWatch for OneSyncFails {
+    fn will_write(&self, path: &Path, file: &File, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.power.will_write(path, file, at, bytes)
+    }
+    fn will_sync(&self, _: &Path) -> io::Result<()> {
+        if self.due.swap(false, Ordering::Relaxed) { Err(io::Error::other("lost")) } else { Ok(()) }
+    }
+    fn synced(&self, path: &Path) {
+        self.power.synced(path);
+    }
+    fn created(&self, path: &Path) {
+        self.power.created(path);
+    }
+    fn dir_synced(&self, path: &Path) {
+        self.power.dir_synced(path);
+    }
+}
+
+#[test]
+fn chunks_that_may_lack_writes_since_a_sync_failed_are_in_doubt_without_a_power_cut() {
+    let (chunk, version) = (ChunkId(1), ChunkVersion(1));
+    for at_start in [false, true] {
+        let root = tempfile::tempdir().unwrap();
+        let (dir, after) = (root.path().join("a"), root.path().join("b"));
+        let disk = Arc::new(OneSyncFails { power: Power::new(u64::MAX), due: false.into() });
+        let options = |watch| StoreOptions { watch, boot: BootId(1), ..options() };
+        let open = || Store::open(std::slice::from_ref(&dir), &options(Some(disk.clone())));
+        let store = open().unwrap();
+        store.write(chunk, version, 0, b"durable", WriteMode::Create, Ack::Cached).unwrap();
+        store.sync(&[chunk]).unwrap();
+        store.write(chunk, version, 0, b"written", WriteMode::Create, Ack::Cached).unwrap();
+        disk.due.store(true, Ordering::Relaxed);
+        if at_start {
+            drop(store);
+            assert!(open().is_err());
+        } else {
+            assert!(store.sync(&[chunk]).is_err());
+        }
+        disk.power.cut(&dir, &after, Cut::LoseAll, 1, &mut rng(1));
+        for round in 0..2 {
+            let store = Store::open(std::slice::from_ref(&after), &options(None)).unwrap();
+            assert!(store.list()[0].doubtful, "at the start: {at_start}, round {round}");
+            assert_eq!(store.read(chunk, ChunkVersion(0), 0, 7).unwrap(), b"durable");
+            if round == 1 {
+                store.set_version(chunk, version, version.next(), Doubt::Ends).unwrap();
+            }
+        }
+        let store = Store::open(&[after], &options(None)).unwrap();
+        assert!(!store.list()[0].doubtful, "decided once");
+    }
+}
+
 #[test]
 fn the_checker_notices_a_lost_sync() {
     // A sync that is acknowledged and not done must be found out, else the test above proves nothing.
     struct Liar(Power);
-    impl gofs_chunk::store::FileWatch for Liar {
-        fn will_write(
-            &self,
-            path: &std::path::Path,
-            file: &std::fs::File,
-            at: u64,
-            bytes: &[u8],
-        ) -> std::io::Result<()> {
+    impl FileWatch for Liar {
+        fn will_write(&self, path: &Path, file: &File, at: u64, bytes: &[u8]) -> io::Result<()> {
             self.0.will_write(path, file, at, bytes)
         }
     }

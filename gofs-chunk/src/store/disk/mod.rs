@@ -33,6 +33,7 @@ pub use write::{Ack, BeforeAck, Data, WriteMode};
 use super::StoreOptions;
 use super::changes::{Changes, ChunkInfo};
 use super::chunk::{ChunkState, Doubt, Life};
+use super::distrust;
 use super::error::StoreError;
 use super::home::{Home, HomeKey};
 use super::identity::Claim;
@@ -131,6 +132,7 @@ impl Disk {
         if self.failed.set(error.to_string()).is_ok() {
             tracing::error!(disk = %self.path.display(), %error, "data directory taken out of service");
             self.changes.push_all();
+            distrust::mark(&self.path, &self.options.watch);
         }
     }
 

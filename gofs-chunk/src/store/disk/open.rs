@@ -16,8 +16,9 @@ use super::super::StoreOptions;
 use super::super::block::{BLOCK_LEN, BlockSum};
 use super::super::changes::Changes;
 use super::super::chunk::{ChunkState, Life, Place};
+use super::super::distrust;
 use super::super::error::StoreError;
-use super::super::file::sync_dir;
+use super::super::file::{Watch, sync_dir};
 use super::super::home::{Home, HomeKey, Table};
 use super::super::identity::Claim;
 use super::super::index::{Index, list_indexes};
@@ -58,6 +59,14 @@ pub enum OpenError {
 
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     move |source| OpenError::Io { what, path: path.to_owned(), source }
+}
+
+/// A failed sync of what an earlier process has written to the directory: the next start's would not fail.
+fn sync_error(dir: &Path, watch: &Watch, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    move |error| {
+        distrust::mark(dir, watch);
+        io_error("syncing", path)(error)
+    }
 }
 
 /// What replay gathers.
@@ -183,6 +192,7 @@ impl Disk {
     ) -> Result<Disk, OpenError> {
         let started = Instant::now();
         let mut options = options.clone();
+        options.boot = options.boot.on(path);
         let space = sys::space(path).map_err(io_error("measuring", path))?;
         options.segment_bytes = segment_bytes(options.segment_bytes, space.capacity_bytes);
         let (log_dir, chunks_dir) = (path.join(LOG_DIR), path.join(CHUNKS_DIR));
@@ -194,7 +204,8 @@ impl Disk {
         let homes = list_homes(&chunks_dir).map_err(io_error("listing", &chunks_dir))?;
         let index = load_index(path, disk, &log_dir, !homes.is_empty())?;
         let mut recovered = Recovered::default();
-        let rebooted = index.as_ref().is_some_and(|index| index.boot != options.boot);
+        let distrusted = distrust::is_marked(path).map_err(io_error("reading", path))?;
+        let lossy = distrusted || index.as_ref().is_some_and(|index| index.boot != options.boot);
         let loaded = index.as_ref().map(|index| (index.number, index.tail));
         let (number, from, last_scrub_unix_s) = match index {
             Some(index) => {
@@ -211,17 +222,21 @@ impl Disk {
             std::fs::remove_file(&segment).map_err(io_error("removing", &segment))?;
         }
         // A killed process leaves records in the page cache only.
-        log::sync_from(&log_dir, from.at.segment, &options.watch).map_err(io_error("syncing", &log_dir))?;
+        log::sync_from(&log_dir, from.at.segment, &options.watch).map_err(sync_error(
+            path,
+            &options.watch,
+            &log_dir,
+        ))?;
         let log = Log::open(&log_dir, disk, options.segment_bytes, end, &options.watch)
             .map_err(io_error("opening", &log_dir))?;
 
         // Anything that is decided here is written down, so that it is decided once, whatever the next crash leaves.
-        let changed = rebooted || recovered.records > 0 || recovered.is_unfinished();
+        let changed = lossy || recovered.records > 0 || recovered.is_unfinished();
         let finish =
-            Finish { path, chunks_dir: &chunks_dir, options: &options, homes: &homes, log: &log, rebooted };
+            Finish { path, chunks_dir: &chunks_dir, options: &options, homes: &homes, log: &log, lossy };
         finish.all(&mut recovered)?;
         for state in recovered.chunks.values_mut() {
-            state.doubtful |= rebooted && state.dirty;
+            state.doubtful |= lossy && state.dirty;
         }
         let dirty = recovered
             .chunks
@@ -268,6 +283,7 @@ impl Disk {
         if changed || number == 0 {
             opened.write_index()?;
         }
+        distrust::unmark(path).map_err(io_error("removing from", path))?;
         for key in homes.difference(&used) {
             let path = key.path(&chunks_dir);
             std::fs::remove_file(&path).map_err(io_error("removing", &path))?;
@@ -329,7 +345,7 @@ struct Finish<'a> {
     homes: &'a HashSet<HomeKey>,
     log: &'a Log,
     /// What was not synced may be lost. Else all that was written is there, and what is not is damage.
-    rebooted: bool,
+    lossy: bool,
 }
 
 impl Finish<'_> {
@@ -388,10 +404,10 @@ impl Finish<'_> {
             }
             home.write_table(group, &bytes).map_err(io_error("writing", home.path()))?;
         }
-        if self.rebooted {
+        if self.lossy {
             self.drop_lost(chunk, state, home)?;
         }
-        home.sync().map_err(io_error("syncing", home.path()))?;
+        home.sync().map_err(sync_error(self.path, &self.options.watch, home.path()))?;
         state.home_synced = state.home_written;
         Ok(())
     }
@@ -417,7 +433,7 @@ impl Finish<'_> {
 
     /// Whether the chunk's own file may have gone: nothing in it was ever synced.
     fn may_be_lost(&self, state: &ChunkState) -> bool {
-        self.rebooted && state.table_end == 0 && state.home_synced == Lsn(0)
+        self.lossy && state.table_end == 0 && state.home_synced == Lsn(0)
     }
 
     /// A file that was never synced may be lost; one that holds durable blocks may not.
