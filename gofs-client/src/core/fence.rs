@@ -42,8 +42,12 @@ impl Core {
             let mut table = self.table.lock();
             let told = table.registered_opens();
             table.opens_registered(&told);
+            table.begin_void(&refused);
             for ino in &refused {
                 table.lose(*ino);
+                if table.drop_parked(*ino) {
+                    self.data.fail(*ino, FsError::Io);
+                }
                 self.lose_data(*ino);
             }
             table.renew(sent.after(self.validity()));
@@ -51,7 +55,7 @@ impl Core {
         self.changed.notify_waiters();
         if !refused.is_empty() {
             tracing::warn!(leases = refused.len(), "leases were not given again");
-            self.make_kernel_forget_all(refused);
+            self.make_kernel_forget_each(refused, Core::void_forgotten);
         }
         self.cover_opens();
         Some(Connection { link, address: address.into(), generation })
@@ -71,6 +75,7 @@ impl Core {
             for ino in table.parked() {
                 self.data.fail(ino, FsError::Io);
             }
+            table.begin_void(&known);
             table.lose_all();
             known
         };
@@ -95,7 +100,7 @@ impl Core {
         );
         self.lose_edits(edits, FsError::Io);
         self.changed.notify_waiters();
-        self.make_kernel_forget_all(known);
+        self.make_kernel_forget_each(known, Core::void_forgotten);
     }
 
     /// Runs for as long as the mount: when the session's validity has passed, the kernel must not answer from its copies
@@ -120,13 +125,27 @@ impl Core {
         }
     }
 
-    /// Not waited for: the kernel writes dirty pages back, which needs the next session.
+    fn void_forgotten(&self, ino: Ino) {
+        self.table.lock().end_void(ino);
+    }
+
+    /// Not waited for: the kernel writes dirty pages back, which may need the next session.
     pub(super) fn make_kernel_forget_all(self: &Arc<Self>, inos: Vec<Ino>) {
+        self.make_kernel_forget_each(inos, |_, _| {});
+    }
+
+    /// As `make_kernel_forget_all`; `forgotten` is told of each.
+    fn make_kernel_forget_each(self: &Arc<Self>, inos: Vec<Ino>, forgotten: fn(&Core, Ino)) {
         let kernel = self.kernel.clone();
         self.runtime.spawn_blocking(move || kernel.invalidate_entries());
         for part in inos.chunks(inos.len().div_ceil(FORGET_THREADS).max(1)) {
-            let (kernel, part) = (self.kernel.clone(), part.to_vec());
-            self.runtime.spawn_blocking(move || part.iter().for_each(|ino| kernel.invalidate_inode(*ino)));
+            let (core, part) = (self.clone(), part.to_vec());
+            self.runtime.spawn_blocking(move || {
+                for ino in part {
+                    core.kernel.invalidate_inode(ino);
+                    forgotten(&core, ino);
+                }
+            });
         }
     }
 

@@ -137,6 +137,11 @@ pub fn usable_validity(welcome: &Welcome) -> Duration {
 }
 
 impl Core {
+    /// The session's count.
+    pub fn generation(&self) -> Generation {
+        self.identity.lock().generation
+    }
+
     /// How long the session lasts from a renewal.
     pub fn validity(&self) -> Duration {
         self.identity.lock().validity

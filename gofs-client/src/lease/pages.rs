@@ -40,6 +40,29 @@ impl LeaseTable {
         pages
     }
 
+    /// Leases on these are lost, and others may have changed them since: what the kernel writes back of their pages is refused
+    /// until it has forgotten them.
+    pub fn begin_void(&mut self, inos: &[Ino]) {
+        for ino in inos {
+            *self.void_pages.entry(*ino).or_default() += 1;
+        }
+    }
+
+    /// The kernel has forgotten the pages.
+    pub fn end_void(&mut self, ino: Ino) {
+        if let Some(passes) = self.void_pages.get_mut(&ino) {
+            *passes -= 1;
+            if *passes == 0 {
+                self.void_pages.remove(&ino);
+            }
+        }
+    }
+
+    /// Whether what the kernel writes back of the inode may be of a lease that was lost.
+    pub fn is_void(&self, ino: Ino) -> bool {
+        self.void_pages.contains_key(&ino)
+    }
+
     /// Whether a page that is written back must not wait: a recall waits for it, or others are parked before it.
     pub fn must_park(&self, ino: Ino) -> bool {
         self.inodes.get(&ino).is_some_and(|entry| {

@@ -49,6 +49,8 @@ pub struct LeaseTable {
     /// made before. With the number of messages that say so.
     pub(super) releasing: HashMap<Ino, u32>,
     pub(super) walk: Walk,
+    /// Inodes of which the kernel may have pages of a lease that was lost, and how often it is being made to forget them.
+    pub(super) void_pages: HashMap<Ino, u32>,
     /// Which inodes the servers are asked to change at the moment, by how many requests.
     pub(super) changing: HashMap<Ino, Changing>,
     pub(super) changes: u64,

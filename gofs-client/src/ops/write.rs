@@ -10,6 +10,7 @@ use crate::clock::wall_time;
 use crate::core::{Core, Hold};
 use crate::handle::FileHandle;
 use crate::lease::{LeaseTable, PAGE_BYTES};
+use crate::session::Generation;
 
 /// A write that waits, and the page that the kernel may keep locked meanwhile.
 struct WaitingPage {
@@ -67,19 +68,24 @@ impl Client {
     }
 
     /// A page of a memory map that the kernel writes back: at its offset, also where the file was opened for append.
-    /// It never waits for a recall that waits for it.
+    /// It never waits for a recall that waits for it. What a program changed in a session that has ended is lost, as
+    /// everything else that was not written then: others may have written there since.
     pub async fn write_page(&self, file: &FileHandle, offset: u64, data: Bytes) -> Result<u32, FsError> {
         let ino = file.ino();
         let len = u32::try_from(data.len()).map_err(|_| FsError::Invalid)?;
         let core = &self.core;
+        let generation = core.generation();
+        if core.table.lock().is_void(ino) {
+            return Err(core.page_lost(ino));
+        }
         let hold = tokio::select! {
             biased;
             hold = core.hold(ino, LeaseMode::Write) => Some(hold?),
             () = core.must_park(ino) => None,
         };
         match hold {
-            Some(_hold) => drop(core.put(ino, Some(offset), data).await?),
-            None => core.park(ino, offset, data),
+            Some(_hold) => core.put_page(ino, offset, data, generation).await?,
+            None => core.park(ino, offset, data)?,
         }
         Ok(len)
     }
@@ -90,6 +96,34 @@ impl Core {
     async fn put(self: &Arc<Self>, ino: Ino, offset: Option<u64>, data: Bytes) -> Result<u64, FsError> {
         self.be_loaded(ino).await?;
         self.data.write(ino, offset, data, wall_time()).await
+    }
+
+    /// As `put`, of what was changed in the session of that generation.
+    async fn put_page(
+        self: &Arc<Self>,
+        ino: Ino,
+        offset: u64,
+        data: Bytes,
+        generation: Generation,
+    ) -> Result<(), FsError> {
+        self.be_loaded(ino).await?;
+        // Marked before the generation moves on.
+        if self.table.lock().is_void(ino) || self.generation() != generation {
+            return Err(self.page_lost(ino));
+        }
+        match self.data.write(ino, Some(offset), data, wall_time()).await {
+            Ok(_) => Ok(()),
+            // Lost with its lease in this moment.
+            Err(FsError::NotCached) => Err(self.page_lost(ino)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A page that was changed under a lease that is gone is not written: every open handle is told.
+    fn page_lost(&self, ino: Ino) -> FsError {
+        tracing::error!(%ino, "a page of a memory map was not written back before the lease on its file was lost");
+        self.data.fail(ino, FsError::Io);
+        FsError::Io
     }
 
     async fn be_loaded(self: &Arc<Self>, ino: Ino) -> Result<(), FsError> {
@@ -110,11 +144,17 @@ impl Core {
         self.wait_hard(|| self.table.lock().must_park(ino).then_some(())).await;
     }
 
-    fn park(self: &Arc<Self>, ino: Ino, offset: u64, data: Bytes) {
-        if self.table.lock().park(ino, offset, data) {
+    fn park(self: &Arc<Self>, ino: Ino, offset: u64, data: Bytes) -> Result<(), FsError> {
+        let mut table = self.table.lock();
+        if table.is_void(ino) {
+            drop(table);
+            return Err(self.page_lost(ino));
+        }
+        if table.park(ino, offset, data) {
             let core = self.clone();
             self.runtime.spawn(async move { core.write_parked(ino).await });
         }
+        Ok(())
     }
 
     /// Writes parked pages, in order, when the recall is over.
@@ -123,9 +163,12 @@ impl Core {
             let written = async {
                 let _hold = self.hold_by(ino, LeaseMode::Write, LeaseTable::hold_before_parked).await?;
                 // Only now: a lost session takes them away.
-                let next = self.table.lock().next_parked(ino);
+                let (next, generation) = {
+                    let table = self.table.lock();
+                    (table.next_parked(ino), self.generation())
+                };
                 match next {
-                    Some((offset, data)) => self.put(ino, Some(offset), data).await.map(|_| true),
+                    Some((offset, data)) => self.put_page(ino, offset, data, generation).await.map(|()| true),
                     None => Ok(false),
                 }
             };

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use gofs_client::{Client, ClientConfig, OpenFlags};
+use gofs_client::{Client, ClientConfig, FileHandle, OpenFlags};
 use gofs_proto::session as wire;
 use gofs_tree::{FsError, Mode, NewNode, ROOT_INO};
 
 use crate::fake::{Act, Fake, Kernel, name};
-use crate::session::{content, make, write};
+use crate::session::{RW, content, make, write};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fenced_session_loses_unwritten_bytes_says_so_once_and_goes_on() {
@@ -171,4 +171,73 @@ async fn leases_of_a_session_that_ended_are_not_given_back_in_the_next() {
     assert!(client.lookup(ROOT_INO, &name("f0")).await.unwrap().value.is_some());
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!((fake.hellos().len(), released(&fake)), (3, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_of_a_map_that_waited_while_its_session_ended_is_lost_and_told() {
+    let fake = Fake::start().await;
+    let ino = fake.put_file("a", b"before");
+    fake.set_validity(Duration::from_millis(400));
+    let (client, _) = fake.mount().await;
+    let file = client.open(ino, RW).await.unwrap();
+    fake.always::<wire::KeepAlive>(Act::Ignore);
+    fake.always::<wire::Hello>(Act::Ignore);
+    fake.until(|_| client.stats().validity.is_zero()).await;
+    let mut writing = std::pin::pin!(client.write_page(&file, 0, Bytes::from_static(b"mapped")));
+    assert!(writing.as_mut().now_or_never().is_none(), "nobody renews the session");
+    fake.fence();
+    fake.put_bytes(ino, b"others");
+    fake.well_behaved();
+    fake.drop_connection();
+    assert_eq!(writing.await, Err(FsError::Io));
+    assert_eq!(client.fsync(&file, false).await, Err(FsError::Io));
+    assert_eq!(client.fsync(&file, false).await, Ok(()));
+    assert_eq!(fake.bytes_of(ino), b"others");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_kernel_writes_back_of_a_session_that_ended_is_lost_and_told() {
+    let fake = Fake::start().await;
+    let ino = fake.put_file("a", b"before");
+    let (client, kernel) = fake.mount().await;
+    let file = client.open(ino, RW).await.unwrap();
+    kernel.keep(ino);
+    fake.fence();
+    fake.drop_connection();
+    fake.until(|fake| fake.hellos().len() == 3).await;
+    refuses_pages_until_the_kernel_has_forgotten(&fake, &client, &kernel, &file).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_kernel_writes_back_under_a_lease_that_was_not_given_again_is_lost_and_told() {
+    let fake = Fake::start().await;
+    let ino = fake.put_file("a", b"before");
+    let (client, kernel) = fake.mount().await;
+    let file = client.open(ino, RW).await.unwrap();
+    kernel.keep(ino);
+    fake.refuse_lease(ino);
+    fake.drop_connection();
+    // What is open is covered by a lease again.
+    fake.until(|fake| fake.count("Fetch") == 2).await;
+    refuses_pages_until_the_kernel_has_forgotten(&fake, &client, &kernel, &file).await;
+}
+
+async fn refuses_pages_until_the_kernel_has_forgotten(
+    fake: &Fake,
+    client: &Client,
+    kernel: &Kernel,
+    file: &FileHandle,
+) {
+    let page = || client.write_page(file, 0, Bytes::from_static(b"mapped"));
+    assert_eq!(page().await, Err(FsError::Io));
+    assert_eq!(client.fsync(file, false).await, Err(FsError::Io));
+    assert_eq!(fake.bytes_of(file.ino()), b"before");
+    kernel.let_go();
+    while page().await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    // The kernel may have tried in vain since.
+    let _ = client.fsync(file, false).await;
+    assert_eq!(client.fsync(file, false).await, Ok(()));
+    assert_eq!(fake.bytes_of(file.ino()), b"mapped");
 }

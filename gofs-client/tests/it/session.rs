@@ -12,7 +12,7 @@ use gofs_proto::session::Failure;
 use gofs_proto::session::failure::Code;
 use gofs_tree::{Attr, AttrChange, FsError, Ino, LeaseMode, Mode, NewNode, ROOT_INO, RenameFlags};
 
-const RW: OpenFlags =
+pub const RW: OpenFlags =
     OpenFlags { read: true, write: true, append: false, truncate: false, direct: false, sync: false };
 
 pub async fn make(client: &Client, text: &str) -> (Attr, FileHandle) {

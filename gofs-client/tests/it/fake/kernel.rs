@@ -16,6 +16,8 @@ pub struct Kernel {
     client: Mutex<Option<Weak<Client>>>,
     /// A page that a request in flight keeps locked.
     locked_page: Mutex<Option<u64>>,
+    /// An inode that cannot be forgotten.
+    stuck: Mutex<Option<Ino>>,
     unlocked: parking_lot::Condvar,
     pub cannot_forget_names: AtomicBool,
 }
@@ -41,6 +43,16 @@ impl Kernel {
         self.unlocked.notify_all();
     }
 
+    /// Of this inode something is in flight for which the kernel waits before it forgets it.
+    pub fn keep(&self, ino: Ino) {
+        *self.stuck.lock() = Some(ino);
+    }
+
+    pub fn let_go(&self) {
+        *self.stuck.lock() = None;
+        self.unlocked.notify_all();
+    }
+
     /// As the kernel does: what is locked is waited for.
     fn wait_for_pages(&self, offset: u64, len: u64) {
         let mut locked = self.locked_page.lock();
@@ -59,6 +71,11 @@ impl KernelCache for Kernel {
             work(client);
         }
         self.wait_for_pages(0, 0);
+        let mut stuck = self.stuck.lock();
+        while *stuck == Some(ino) {
+            self.unlocked.wait(&mut stuck);
+        }
+        drop(stuck);
         self.forgotten.lock().push(ino.to_string());
     }
 

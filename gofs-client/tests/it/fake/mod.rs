@@ -130,11 +130,16 @@ impl Fake {
 
     /// Makes a file behind the client's back and returns its inode.
     pub fn put_file(&self, text: &str, bytes: &[u8]) -> Ino {
-        let mut server = self.server.lock();
-        let ino = server.put(ROOT_INO, text, NewNode::File);
-        let (data, size) = (Bytes::copy_from_slice(bytes), bytes.len() as u64);
-        server.edit(EditOp::WriteInline { ino, data, size, mtime: Timestamp::new(2, 0) });
+        let ino = self.server.lock().put(ROOT_INO, text, NewNode::File);
+        self.put_bytes(ino, bytes);
         ino
+    }
+
+    /// Gives a small file another content behind the client's back.
+    pub fn put_bytes(&self, ino: Ino, bytes: &[u8]) {
+        let (data, size) = (Bytes::copy_from_slice(bytes), bytes.len() as u64);
+        let mtime = Timestamp::new(2, 0);
+        self.server.lock().edit(EditOp::WriteInline { ino, data, size, mtime });
     }
 
     /// Removes a file behind the client's back.
@@ -215,6 +220,13 @@ impl Fake {
     /// The session ends, as if it had not been heard of for long.
     pub fn fence(&self) {
         self.server.lock().fence();
+    }
+
+    /// Refuses the lease on that inode when it is claimed again.
+    pub fn refuse_lease(&self, ino: Ino) {
+        let mut server = self.server.lock();
+        server.leases.remove(&ino);
+        server.refused_leases.push(ino);
     }
 
     /// Asks for a lease, or names, and returns the acknowledgement.

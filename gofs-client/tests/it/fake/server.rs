@@ -56,6 +56,8 @@ pub struct Server {
     /// Wishes, and what was given back.
     pub delegated: Vec<wire::Delegate>,
     pub leader: Option<String>,
+    /// Leases that the next Hello claims in vain.
+    pub refused_leases: Vec<Ino>,
     /// Answers to recalls that `Act::ThenRecall` sent.
     pub recalled: Vec<Option<bool>>,
 }
@@ -90,6 +92,7 @@ impl Server {
             given: wire::Amount::default(),
             delegated: Vec::new(),
             leader: None,
+            refused_leases: Vec::new(),
             recalled: Vec::new(),
         }
     }
@@ -211,6 +214,7 @@ impl Server {
             inline_max: INLINE_MAX,
             replicas: 1,
             validity_ms: self.validity_ms,
+            refused_leases: self.refused_leases.drain(..).map(|ino| ino.0).collect(),
             ..wire::Welcome::default()
         })
     }
