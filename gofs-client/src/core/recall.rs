@@ -8,7 +8,7 @@ use gofs_proto::Link;
 use gofs_proto::convert;
 use gofs_proto::session::failure::Code;
 use gofs_proto::session::{Failure, Recall, RecallReply};
-use gofs_tree::{Ino, LeaseEpoch, LeaseMode, Name};
+use gofs_tree::{FsError, Ino, LeaseEpoch, LeaseMode, Name};
 
 use super::Core;
 use crate::clock::BootTime;
@@ -19,6 +19,9 @@ const READS_WAIT: Duration = Duration::from_millis(5);
 
 /// How long it may take before writes, of which one may hold a page that it waits for, are worked around: from, to.
 const WRITES_WAIT: (Duration, Duration) = (Duration::from_millis(15), Duration::from_secs(1));
+
+/// How long to read what a file held below pages of a memory map that were changed: another mount waits.
+const TRIM_WAIT: Duration = Duration::from_secs(2);
 
 /// A recall as it was asked for.
 struct Request {
@@ -124,6 +127,7 @@ impl Core {
         } else {
             self.wait_hard(|| (!self.table.lock().is_held(ino)).then_some(())).await;
         }
+        self.trim_parked(ino).await;
         let mut table = self.table.lock();
         if request.keep.is_none() && table.linger(ino, BootTime::now()) {
             self.close_later(ino);
@@ -152,6 +156,27 @@ impl Core {
                 self.lost_files.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             }
         }
+    }
+
+    /// Others may change what was not changed here before the parked pages are written: what the file holds can be read for as
+    /// long as the lease is here. Pages for which that takes too long are written whole.
+    async fn trim_parked(&self, ino: Ino) {
+        let pages = self.table.lock().parked_pages(ino);
+        if pages.is_empty() {
+            return;
+        }
+        let mut held = Vec::with_capacity(pages.len());
+        let reading = async {
+            for (offset, bytes) in &pages {
+                held.push(self.data.read(ino, *offset, bytes.len() as u32).await?.concat());
+            }
+            Ok::<_, FsError>(())
+        };
+        if !matches!(tokio::time::timeout(TRIM_WAIT, reading).await, Ok(Ok(()))) {
+            let whole = pages.len() - held.len();
+            tracing::warn!(%ino, whole, "what a file held before pages of a memory map were changed cannot be read now");
+        }
+        self.table.lock().trim_parked(ino, &held);
     }
 
     /// The kernel forgets attributes and pages; names too where the inode is a directory. Reads that are in the way

@@ -188,6 +188,11 @@ impl FileData {
         self.files.contains_key(&ino)
     }
 
+    /// How long the file is, with what is newer here than at the server; `None` where it is not loaded.
+    pub fn size(&self, ino: Ino) -> Option<u64> {
+        Some(self.file(ino)?.look(FileState::size))
+    }
+
     /// Attributes that are newer here than at the server.
     pub fn overlay(&self, ino: Ino) -> Option<LocalAttr> {
         self.file(ino)?.look(FileState::overlay)

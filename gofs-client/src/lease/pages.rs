@@ -1,10 +1,12 @@
 //! Writes of the kernel that meet a recall of a lease under which they cannot be taken in (Read): the kernel forgets a
 //! page only when its lock, or its write-back, has ended, and the recall waits for that.
 //!
-//! A page of a memory map that is written back is *parked*: answered at once, written when the recall is over. Until then
-//! nothing else reads or writes the file here. What a program writes must not be answered before it can be seen
+//! A page of a memory map that is written back is *parked*: answered at once, written when the recall is over, and then only
+//! those bytes of it that were changed here. Until then nothing else reads or writes the file here. What a program writes must not be answered before it can be seen
 //! everywhere; but the one page that the kernel keeps locked meanwhile holds nothing that could be read, so the
 //! recall need not wait for that page.
+
+use std::collections::HashSet;
 
 use bytes::Bytes;
 use gofs_tree::{Ino, LeaseMode};
@@ -14,6 +16,22 @@ use super::table::LeaseTable;
 
 /// Bytes of a page of the kernel, at least: what it locks.
 pub const PAGE_BYTES: u64 = 4096;
+
+/// The runs of these bytes that are not as they were, as far as there was anything.
+fn differing(offset: u64, bytes: &Bytes, held: &[u8]) -> Vec<(u64, Bytes)> {
+    let len = bytes.len().min(held.len());
+    let mut runs = Vec::new();
+    let mut at = 0;
+    while at < len {
+        let differs = bytes[at] != held[at];
+        let run = (at..len).take_while(|&at| (bytes[at] != held[at]) == differs).count();
+        if differs {
+            runs.push((offset + at as u64, bytes.slice(at..at + run)));
+        }
+        at += run;
+    }
+    runs
+}
 
 impl LeaseTable {
     /// A write whose last byte is in this page waits for Write.
@@ -93,6 +111,35 @@ impl LeaseTable {
         let more = !entry.parked.is_empty();
         self.settle(ino);
         more
+    }
+
+    /// All parked pages, in the order in which they came.
+    pub fn parked_pages(&self, ino: Ino) -> Vec<(u64, Bytes)> {
+        self.inodes.get(&ino).map_or_else(Vec::new, |entry| entry.parked.iter().cloned().collect())
+    }
+
+    /// Leaves of the first parked pages only what is not as the file `held` it, one after the other: the rest was not changed
+    /// here, and is for others to change from now on.
+    pub fn trim_parked(&mut self, ino: Ino, held: &[Vec<u8>]) {
+        let Some(entry) = self.inodes.get_mut(&ino) else { return };
+        let whole = std::mem::take(&mut entry.parked);
+        let mut seen = HashSet::new();
+        for (at, (offset, bytes)) in whole.iter().enumerate() {
+            let mut is_first = true;
+            for page in offset / PAGE_BYTES..(offset + bytes.len() as u64).div_ceil(PAGE_BYTES) {
+                is_first &= seen.insert(page);
+            }
+            match held.get(at) {
+                Some(held) if is_first => entry.parked.extend(differing(*offset, bytes, held)),
+                // What the file held is not what was there before a page that comes again.
+                _ => entry.parked.push_back((*offset, bytes.clone())),
+            }
+        }
+        if entry.parked.is_empty() {
+            // Whoever sees to the pages has to find that there were some.
+            entry.parked.extend(whole.front().map(|(offset, _)| (*offset, Bytes::new())));
+        }
+        self.settle(ino);
     }
 
     /// What is parked of the inode is lost; whether there was anything.

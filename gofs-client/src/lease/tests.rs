@@ -241,6 +241,26 @@ fn a_page_is_parked_only_where_a_recall_waits_for_it_and_holds_back_the_rest() {
 }
 
 #[test]
+fn of_parked_pages_only_what_was_changed_is_kept_and_of_those_that_come_again_all() {
+    let mut table = table();
+    let mut park = |offset, bytes| table.park(FILE, offset, Bytes::from_static(bytes));
+    assert!(park(0, b"aXcdYY"));
+    park(2 * PAGE_BYTES, b"same");
+    park(0, b"abcdYY");
+    park(PAGE_BYTES, b"longer");
+    park(3 * PAGE_BYTES, b"not read");
+    let held = [&b"abcdef"[..], b"same", b"abcdef", b"long"].map(<[u8]>::to_vec);
+    table.trim_parked(FILE, &held);
+    let left: Vec<_> = table.parked_pages(FILE);
+    let left: Vec<(u64, &[u8])> = left.iter().map(|(offset, bytes)| (*offset, &bytes[..])).collect();
+    assert_eq!(left, [(1, &b"X"[..]), (4, b"YY"), (0, b"abcdYY"), (3 * PAGE_BYTES, b"not read")]);
+    table.drop_parked(FILE);
+    table.park(FILE, 0, Bytes::from_static(b"same"));
+    table.trim_parked(FILE, &[b"same".to_vec()]);
+    assert_eq!(table.next_parked(FILE), Some((0, Bytes::new())), "whoever writes them finds that it is done");
+}
+
+#[test]
 fn bytes_read_under_an_earlier_grant_are_read_again() {
     let mut table = table();
     whole(&mut table, FILE, 2, None);

@@ -98,12 +98,13 @@ impl Core {
         self.data.write(ino, offset, data, wall_time()).await
     }
 
-    /// As `put`, of what was changed in the session of that generation.
+    /// As `put`, of a page that was changed in the session of that generation, as far as the file goes: a memory map makes
+    /// none longer, and another mount may have cut it.
     async fn put_page(
         self: &Arc<Self>,
         ino: Ino,
         offset: u64,
-        data: Bytes,
+        mut data: Bytes,
         generation: Generation,
     ) -> Result<(), FsError> {
         self.be_loaded(ino).await?;
@@ -111,6 +112,8 @@ impl Core {
         if self.table.lock().is_void(ino) || self.generation() != generation {
             return Err(self.page_lost(ino));
         }
+        let left = self.data.size(ino).map_or(0, |size| size.saturating_sub(offset));
+        data.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         match self.data.write(ino, Some(offset), data, wall_time()).await {
             Ok(_) => Ok(()),
             // Lost with its lease in this moment.

@@ -296,6 +296,7 @@ async fn pages_that_the_kernel_writes_back_at_a_recall_are_flushed_too() {
     let fake = Fake::start().await;
     let (client, kernel) = fake.mount().await;
     let (attr, file) = make(&client, "a").await;
+    write(&client, &file, b"before").await;
     let runtime = tokio::runtime::Handle::current();
     kernel.meanwhile.lock().push(Box::new(move |client| {
         let written = client.write_page(&file, 0, Bytes::from_static(b"mapped"));
@@ -323,6 +324,34 @@ async fn a_page_written_back_at_a_recall_of_read_is_parked_and_written_after_it(
     assert_eq!(content(&client, &file).await, b"mapped", "seen here at once");
     client.fsync(&file, false).await.unwrap();
     assert_eq!(fake.bytes_of(ino), b"mapped");
+}
+
+/// What the file holds where a program has put `mapped` into a memory map, and another mount has written `others` before the
+/// page could be.
+async fn written_around(mapped: &'static [u8], others: &[u8]) -> Vec<u8> {
+    let fake = Fake::start().await;
+    let ino = fake.put_file("a", b"before");
+    let (client, kernel) = fake.mount().await;
+    let file = client.open(ino, RW).await.unwrap();
+    let (runtime, writing) = (tokio::runtime::Handle::current(), file.clone());
+    kernel.meanwhile.lock().push(Box::new(move |client| {
+        let written = client.write_page(&writing, 0, Bytes::from_static(mapped));
+        assert_eq!(runtime.block_on(written), Ok(mapped.len() as u32));
+    }));
+    fake.next::<wire::Fetch>(Act::Before(wire::Lookup::KIND));
+    assert!(fake.recall_all(ino).await);
+    fake.until(|fake| fake.count("Fetch") == 2).await;
+    fake.put_bytes(ino, others);
+    drop(client.lookup(ROOT_INO, &name("b")).await.unwrap());
+    client.fsync(&file, false).await.unwrap();
+    fake.bytes_of(ino)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_a_parked_page_only_what_was_changed_here_is_written_and_no_file_gets_longer() {
+    assert_eq!(written_around(b"bEfoRe", b"beforE").await, b"bEfoRE");
+    assert_eq!(written_around(b"bEfoRe", b"be").await, b"bE");
+    assert_eq!(written_around(b"before", b"others").await, b"others");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
