@@ -89,6 +89,10 @@ impl Core {
         if !table.is_valid(BootTime::now()) || !self.log.lock().has_room() {
             return None;
         }
+        // What the servers are asked to remove: what is made in it here would come too late.
+        if concerned(&edit.op).iter().any(|ino| table.is_directory_going(*ino)) {
+            return None;
+        }
         let mut taken = None;
         match &mut edit.op {
             EditOp::Create { ino, .. } => {

@@ -195,6 +195,11 @@ impl LeaseTable {
         self.settle(ino);
     }
 
+    /// Whether it is a directory of which a name is being removed, which was its last one then.
+    pub fn is_directory_going(&self, ino: Ino) -> bool {
+        self.inodes.get(&ino).is_some_and(|entry| entry.removing > 0 && entry.cached.directory.is_some())
+    }
+
     /// The inode has lost its last name. True: it is open here, and the server keeps it for us. False: it is gone.
     pub fn removed(&mut self, ino: Ino) -> bool {
         match self.inodes.get_mut(&ino) {

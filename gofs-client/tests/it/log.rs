@@ -261,6 +261,32 @@ async fn what_is_wanted_back_before_its_maker_was_told_that_it_was_made_has_all_
     assert_eq!((stats.lost_edits, stats.lost_files), (0, 0));
 }
 
+/// The kernel's lock on a directory that is being removed ends when the program that removes it is killed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_servers_remove_a_directory_for_this_mount_nothing_is_made_in_it_here() {
+    let (fake, client, _, dir) = alone().await;
+    mkdir(&client, dir, "sub").await;
+    let going = mkdir(&client, dir, "going").await;
+    client.sync_all().await.unwrap();
+    let asked = fake.count("Edits");
+    fake.always::<wire::Edits>(Act::Ignore);
+    // Moving a directory is the servers' to do, and then what else is done beside it.
+    let (mover, remover) = (client.clone(), client.clone());
+    let moving = tokio::spawn(async move {
+        mover.rename(dir, &name("sub"), dir, &name("moved"), RenameFlags::default()).await
+    });
+    fake.until(|fake| fake.count("Edits") > asked).await;
+    let removing = tokio::spawn(async move { remover.rmdir(dir, &name("going")).await });
+    fake.until(|fake| fake.count("Edits") > asked + 1).await;
+    assert!(create(&client, going, "late").is_none(), "the servers say whether it comes too late");
+    fake.well_behaved();
+    fake.drop_connection();
+    moving.await.unwrap().unwrap();
+    removing.await.unwrap().unwrap();
+    client.sync_all().await.unwrap();
+    assert_eq!(client.stats().lost_edits, 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_edit_is_told_by_fsync_once_and_what_was_believed_is_forgotten() {
     let (fake, client, kernel, dir) = alone().await;
