@@ -143,7 +143,7 @@ impl Core {
         then: impl Fn(&Core, &mut LeaseTable, Outcome, &[Node]) -> T + Clone + Send + Sync + 'static,
     ) -> Result<T, FsError> {
         // Before the log is looked at: from then on nothing is done here with what the edit is about.
-        let _asking = self.asking(concerned(&edit.op));
+        let asking = self.asking(concerned(&edit.op));
         if let Some(ino) = changed_itself(&edit.op) {
             // Others may see the change before its answer is here, and nobody here what was before after that.
             self.kernel.forget_attributes(ino);
@@ -159,6 +159,8 @@ impl Core {
         let core = self.clone();
         self.session
             .edit(request, move |reply| {
+                // For as long as the edit is under way, also where the caller has given up.
+                let _asking = &asking;
                 let result = reply.results.first().ok_or(ConvertError::Missing("result of an edit"));
                 let result = result.map_err(|e| garbled(&e))?;
                 let outcome = result.outcome().map_err(|e| garbled(&e))?;
@@ -175,9 +177,9 @@ impl Core {
             .await
     }
 
-    fn asking(self: &Arc<Self>, inos: Vec<Ino>) -> Asking {
+    fn asking(self: &Arc<Self>, inos: Vec<Ino>) -> Arc<Asking> {
         self.table.lock().begin_change(&inos);
-        Asking { core: self.clone(), inos }
+        Arc::new(Asking { core: self.clone(), inos })
     }
 
     /// Ends taking in: makes room where too much is cached.

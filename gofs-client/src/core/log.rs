@@ -315,8 +315,8 @@ impl Core {
         }
     }
 
-    /// As `settled`, for a recall: as long as it takes.
-    pub(super) async fn settled_for_recall(&self, ino: Ino) {
+    /// As `settled`, for what must not be given up on a soft mount either: as long as it takes.
+    pub async fn settled_hard(&self, ino: Ino) {
         let last = self.table.lock().last_edit(ino);
         if let Some(last) = last {
             self.send_log(last);
@@ -339,8 +339,7 @@ impl Core {
     /// Waits until every change of the tree that was begun before is committed, or lost.
     pub async fn commit_all(&self) -> Result<(), FsError> {
         self.all_edits_sent().await?;
-        self.session.edits_answered().await;
-        Ok(())
+        self.session.patiently(self.session.edits_answered()).await
     }
 
     // ---- sending --------------------------------------------------------------------

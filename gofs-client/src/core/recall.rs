@@ -123,7 +123,7 @@ impl Core {
         self.make_kernel_forget(ino).await;
         if taken.mode == LeaseMode::Write {
             self.flush_for_recall(ino).await;
-            self.settled_for_recall(ino).await;
+            self.settled_hard(ino).await;
         } else {
             self.wait_hard(|| (!self.table.lock().is_held(ino)).then_some(())).await;
         }

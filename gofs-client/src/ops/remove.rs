@@ -13,7 +13,7 @@ use crate::lease::LeaseTable;
 
 use super::is_granted;
 
-/// A removal that is asked for: opens of the inode wait for its outcome.
+/// A removal that is asked for: opens of the inode wait for its outcome, also where the caller has given up.
 pub(super) struct Removal {
     core: Arc<Core>,
     ino: Option<Ino>,
@@ -66,14 +66,16 @@ impl Client {
         let removal = self.begin_removal(parent, name, false).await?;
         let hints = EditHints { open_here: removal.open_here, ..EditHints::default() };
         let name = name.clone();
+        let asked = removal.clone();
         let gone = self
             .core
             .edit(op, hints, move |core, table, outcome, nodes| {
+                let _asked = &asked;
                 table.learn_name(parent, &name, None, is_granted(nodes, parent));
                 Gone::of(core, table, outcome)
             })
             .await?;
-        self.end_removal(removal, gone);
+        self.end_removal(&removal, gone);
         Ok(())
     }
 
@@ -84,7 +86,7 @@ impl Client {
         parent: Ino,
         name: &Name,
         replaced: bool,
-    ) -> Result<Removal, FsError> {
+    ) -> Result<Arc<Removal>, FsError> {
         let core = &self.core;
         let (entry, unsure) = {
             let mut table = core.table.lock();
@@ -104,11 +106,11 @@ impl Client {
         }
         // Not sure: then the server keeps it for us, and is told when it turns out that nobody has it open.
         let open_here = known.map_or(table.opens() > 0, |ino| table.is_open(ino));
-        Ok(Removal { core: core.clone(), ino: known, open_here })
+        Ok(Arc::new(Removal { core: core.clone(), ino: known, open_here }))
     }
 
     /// Tells the server where it keeps an inode for us that nobody has open.
-    pub(super) fn end_removal(&self, removal: Removal, gone: Option<Gone>) {
+    pub(super) fn end_removal(&self, removal: &Removal, gone: Option<Gone>) {
         if let Some(gone) = gone.filter(|gone| removal.open_here && !gone.open) {
             self.core.tell_closed(gone.ino);
         }
@@ -120,10 +122,8 @@ impl Core {
     pub fn tell_closed(self: &Arc<Self>, ino: Ino) {
         let core = self.clone();
         self.runtime.spawn(async move {
+            core.settled_hard(ino).await;
             // After a reconnection it may be open again, and then the server must not be told otherwise.
-            if let Err(error) = core.settled(ino).await {
-                return tracing::debug!(%ino, %error, "a close was not told");
-            }
             let still_closed = || core.table.lock().still_closed(ino);
             if let Err(error) = core.session.tell(Closed { ino: ino.0 }, still_closed).await {
                 tracing::debug!(%ino, %error, "a close was not told");

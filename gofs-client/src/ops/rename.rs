@@ -31,9 +31,11 @@ impl Client {
         };
         let hints = EditHints { open_here: removal.open_here, ..EditHints::default() };
         let (name, new_name) = (name.clone(), new_name.clone());
+        let asked = removal.clone();
         let gone = self
             .core
             .edit(op, hints, move |core, table, outcome, nodes| {
+                let _asked = &asked;
                 // As it is at the answer: what others change before that is recalled.
                 let now = BootTime::now();
                 let moved = table.entry(parent, &name, now);
@@ -60,7 +62,7 @@ impl Client {
                 Gone::of(core, table, outcome)
             })
             .await?;
-        self.end_removal(removal, gone);
+        self.end_removal(&removal, gone);
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::fake::{Act, Fake, Kernel, name};
 use bytes::Bytes;
 use futures_util::FutureExt;
-use gofs_client::{Client, FileHandle, OpenFlags};
+use gofs_client::{Client, ClientConfig, FileHandle, OpenFlags, Wait};
 use gofs_proto::kind::Request as _;
 use gofs_proto::session as wire;
 use gofs_tree::{
@@ -285,6 +285,30 @@ async fn while_the_servers_remove_a_directory_for_this_mount_nothing_is_made_in_
     removing.await.unwrap().unwrap();
     client.sync_all().await.unwrap();
     assert_eq!(client.stats().lost_edits, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_a_soft_mount_has_given_up_is_under_way_until_its_answer() {
+    let fake = Fake::start().await;
+    let ino = fake.put_file("a", b"");
+    let config = ClientConfig { wait: Wait::Soft(Duration::from_millis(200)), ..fake.config() };
+    let client = Client::mount(config, Arc::new(Kernel::default())).await.unwrap();
+    let text = name("d");
+    assert_eq!(client.lookup(ROOT_INO, &text).await.unwrap().value, None);
+    drop(client.lookup(ROOT_INO, &name("a")).await.unwrap());
+    fake.always::<wire::Edits>(Act::Ignore);
+    let making = client.create(ROOT_INO, &text, NewNode::Directory, Mode::new(0o755), Mode::new(0), 1, 1);
+    assert_eq!(making.await.err(), Some(FsError::Io));
+    assert_eq!(client.unlink(ROOT_INO, &name("a")).await, Err(FsError::Io));
+    // Both may be done by now, or be done soon.
+    assert!(client.lookup(ROOT_INO, &text).now_or_never().is_none());
+    assert!(client.open(ino, flags()).now_or_never().is_none());
+    assert_eq!(client.fsync_dir(ROOT_INO).await, Err(FsError::Io), "not for ever");
+    fake.well_behaved();
+    fake.drop_connection();
+    client.fsync_dir(ROOT_INO).await.unwrap();
+    assert!(client.lookup(ROOT_INO, &text).await.unwrap().value.is_some());
+    assert_eq!(client.open(ino, flags()).await.err(), Some(FsError::NotFound));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
