@@ -81,11 +81,10 @@ impl Core {
         self.session.call(request, then).await
     }
 
-    /// Commits what was promised and gives the rest back. The caller holds `slices_asked`.
+    /// Commits what was promised, and what was made while it was not metered, and gives the rest back. The caller holds
+    /// `slices_asked`.
     async fn give_slice_back(self: &Arc<Self>) -> Result<(), FsError> {
-        if !self.slices.close() {
-            return Ok(());
-        }
+        let is_open = self.slices.close();
         // An inode is taken, and its edit logged, under this lock.
         drop(self.table.lock());
         self.slices.counted().await;
@@ -93,6 +92,9 @@ impl Core {
             tracing::warn!(%error, "before a slice of the quota was given back a file could not be written");
         }
         self.all_edits_sent().await?;
+        if !is_open {
+            return Ok(());
+        }
         let nothing = Some(Amount::default());
         self.delegate(Delegate { want: nothing, known: nothing, give_back: true }).await?;
         let core = Arc::downgrade(self);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use gofs_client::{Client, FileHandle, OpenFlags};
+use gofs_proto::kind::Request as _;
 use gofs_proto::session as wire;
 use gofs_proto::session::Failure;
 use gofs_tree::{FsError, Ino, Mode, NewNode, ROOT_INO};
@@ -19,8 +20,14 @@ fn flags() -> OpenFlags {
 /// A mount that is alone in a namespace with a quota, and a directory of its own.
 async fn sliced(bytes: u64, inodes: u64) -> (Fake, Arc<Client>, Ino) {
     let fake = Fake::start().await;
-    fake.alone();
     fake.meter(bytes, inodes);
+    let (client, dir) = alone(&fake).await;
+    (fake, client, dir)
+}
+
+/// A mount that is alone, with inode numbers, and a directory of its own.
+async fn alone(fake: &Fake) -> (Arc<Client>, Ino) {
+    fake.alone();
     let (client, _) = fake.mount().await;
     // The first wish was answered; others bring nothing.
     fake.meter(0, 0);
@@ -30,7 +37,7 @@ async fn sliced(bytes: u64, inodes: u64) -> (Fake, Arc<Client>, Ino) {
     fake.until(|fake| fake.requests().contains(&"Reserve".to_owned())).await;
     // The numbers are there when the next request is answered.
     drop(client.lookup(ROOT_INO, &name("nothing")).await.unwrap());
-    (fake, client, dir)
+    (client, dir)
 }
 
 async fn create(client: &Client, dir: Ino, text: &str) -> Result<(Ino, FileHandle), FsError> {
@@ -99,6 +106,30 @@ async fn a_slice_is_given_back_after_what_was_promised_is_committed() {
         }
     };
     tokio::time::timeout(Duration::from_secs(20), again).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quota_of_inodes_that_is_about_to_be_set_finds_everything_committed_where_bytes_were_used_up_before()
+ {
+    let fake = Fake::start().await;
+    fake.meter_bytes(0);
+    let (client, dir) = alone(&fake).await;
+    let (_, file) = create(&client, dir, "f").await.unwrap();
+    client.write(&file, 0, false, Bytes::from(vec![7; 100])).await.unwrap();
+    assert!(fake.delegated().last().unwrap().give_back);
+    client.sync_all().await.unwrap();
+    fake.next::<wire::Batch>(Act::Before(wire::Lookup::KIND));
+    let batches = fake.count("Batch");
+    let (_, _other) = create(&client, dir, "g").now_or_never().expect("inodes are not metered").unwrap();
+    let recalled = async {
+        fake.recall_slice().await;
+        assert!(fake.applied().contains(&"create g".to_owned()));
+    };
+    let committed = async {
+        fake.until(|fake| fake.count("Batch") > batches).await;
+        drop(client.lookup(ROOT_INO, &name("nothing")).await.unwrap());
+    };
+    tokio::join!(recalled, committed);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -163,6 +163,12 @@ impl Fake {
         self.server.lock().slice = Some((bytes, inodes));
     }
 
+    /// As `meter`, where nothing but bytes is metered.
+    pub fn meter_bytes(&self, bytes: u64) {
+        self.meter(bytes, 0);
+        self.server.lock().meters_inodes = false;
+    }
+
     /// Wishes for slices of the quota, without those for nothing.
     pub fn delegated(&self) -> Vec<wire::Delegate> {
         self.server.lock().delegated.clone()

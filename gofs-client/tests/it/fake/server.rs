@@ -52,6 +52,7 @@ pub struct Server {
     pub refused: Option<String>,
     /// What the next wishes for a slice of the quota bring, bytes and inodes; `None`: nothing is metered.
     pub slice: Option<(u64, u64)>,
+    pub meters_inodes: bool,
     given: wire::Amount,
     /// Wishes, and what was given back.
     pub delegated: Vec<wire::Delegate>,
@@ -89,6 +90,7 @@ impl Server {
             alone: false,
             refused: None,
             slice: None,
+            meters_inodes: true,
             given: wire::Amount::default(),
             delegated: Vec::new(),
             leader: None,
@@ -375,7 +377,7 @@ impl Server {
         let metered = self.slice.is_some();
         wire::DelegateReply {
             given: Some(self.given),
-            metered: Some(wire::Metered { bytes: metered, inodes: metered }),
+            metered: Some(wire::Metered { bytes: metered, inodes: metered && self.meters_inodes }),
         }
     }
 }
