@@ -423,10 +423,12 @@ impl Leader {
         }
     }
 
-    /// Has the server read a replica that a client found bad.
+    /// Has the server read a replica that a client found bad. Where it cannot be asked now, it is when a client says so again.
     pub fn verify(&mut self, server: ChunkServerId, chunk: ChunkId) {
         let body = instruction::Body::Verify(cluster::VerifyChunk { chunk: chunk.0 });
-        self.send(server, body, Some(Waiter::Verify { chunk }));
+        if !self.send(server, body, Some(Waiter::Verify { chunk })) {
+            self.directory.cleared(server, chunk);
+        }
     }
 
     fn send(&mut self, server: ChunkServerId, body: instruction::Body, waiter: Option<Waiter>) -> bool {

@@ -1,6 +1,6 @@
 //! Which replicas a client may use.
 //!
-//! Read from: alive ones that are current. Written to: only when they are *all* that may hold the
+//! Read from: alive ones that are current, those that a client suspects only where there is no other. Written to: only when they are *all* that may hold the
 //! version, which is known by their number: it was committed with the version. Else a server, or
 //! a disk of one, that is away now would come back with the same version and without the write.
 //! Where some are missing the version is raised first ([`Write::Raise`]).
@@ -106,10 +106,11 @@ pub fn locate(view: &View<'_>, record: &Record, entry: Option<&Entry>) -> Locati
     let trusted: Vec<&Replica> =
         good.iter().copied().filter(|replica| !replica.is_suspect(view.now)).collect();
     // Doubtful bytes are better than none: clients verify them.
-    let chosen = if trusted.is_empty() { good } else { trusted };
+    let chosen = if trusted.is_empty() { good.clone() } else { trusted };
     if !chosen.is_empty() {
-        let complete = entry.is_some_and(|entry| is_complete(view, record, entry));
-        let version = if complete { record.version } else { READ_ONLY };
+        // A suspect that turns out to be good counts again: no writer may leave it out.
+        let all = chosen.len() == good.len() && entry.is_some_and(|entry| is_complete(view, record, entry));
+        let version = if all { record.version } else { READ_ONLY };
         return Location::At { version, servers: addresses(view, chosen.into_iter()) };
     }
     if !view.settled || view.servers.alive().any(|server| !server.listed) {
@@ -413,10 +414,11 @@ mod tests {
     }
 
     #[test]
-    fn a_suspect_replica_is_read_only_where_there_is_no_other() {
+    fn a_suspect_replica_is_read_only_where_there_is_no_other_and_written_to_as_any() {
         let mut world = World::new();
         assert!(world.directory.suspect(A, CHUNK, world.began));
-        assert_eq!(world.read(), at(5, &[B]));
+        assert_eq!(world.read(), at(0, &[B]), "who writes at version 5 writes to A, too");
+        assert_eq!(world.write(1), Write::There(at(5, &[A, B])));
         assert!(world.directory.suspect(B, CHUNK, world.began));
         assert_eq!(world.read(), at(5, &[A, B]));
     }

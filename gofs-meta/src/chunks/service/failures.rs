@@ -80,7 +80,7 @@ impl ChunkService {
         let mut leader = self.leader.lock();
         let known = leader.directory.entry(chunk).and_then(|entry| entry.on(server));
         let Some(replica) = known.filter(|replica| replica.confirmed || !corrupt) else { return };
-        let (version, confirmed) = (replica.version, replica.confirmed);
+        let confirmed = replica.confirmed;
         if !leader.directory.suspect(server, chunk, Instant::now()) {
             return;
         }
@@ -91,7 +91,7 @@ impl ChunkService {
             drop(leader);
             if let Some(service) = self.own.upgrade() {
                 if confirmed {
-                    tokio::spawn(service.probe(chunk, server, version));
+                    tokio::spawn(service.probe(chunk, server));
                 } else {
                     tokio::spawn(service.probe_promises(chunk));
                 }
@@ -132,20 +132,22 @@ impl ChunkService {
         }
     }
 
-    /// Asks a server whether it has the chunk at this version; if not, the chunk goes on without it.
-    async fn probe(self: Arc<Self>, chunk: ChunkId, server: ChunkServerId, version: ChunkVersion) {
-        let Some(changing) = Changing::begin(&self, chunk) else { return };
-        match changing.is_there(server, version).await {
-            Some(Ok(())) => self.leader.lock().directory.cleared(server, chunk),
-            Some(Err(error)) => {
+    /// Asks a server whether it has the chunk as it has told; if not, the chunk goes on without it.
+    async fn probe(self: Arc<Self>, chunk: ChunkId, server: ChunkServerId) {
+        if let Ok(changing) = Changing::wait_to_begin(&self, chunk).await {
+            let known = self.leader.lock().directory.entry(chunk).and_then(|entry| entry.on(server).cloned());
+            let Some(Replica { version, .. }) = known else { return };
+            if let Some(Err(error)) = changing.is_there(server, version).await {
                 tracing::warn!(chunk = chunk.0, server = server.0, error, "a replica is not where it was");
                 if self.record(chunk).is_some_and(|record| record.version == version) {
                     changing.replicas(Wanted { without: &[server], ..Wanted::default() }).await;
                 }
+                return;
             }
-            // The end of its connection, or its silence, is dealt with as such.
-            None => {}
         }
+        // Where there is no answer it is asked again when a client says so again. The end of its connection, or its
+        // silence, is dealt with as such.
+        self.leader.lock().directory.cleared(server, chunk);
     }
 
     /// Whether the chunk was placed in this term, is as it was placed, and neither a server nor a

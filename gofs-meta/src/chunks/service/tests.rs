@@ -627,6 +627,58 @@ async fn a_replica_that_a_reader_misses_is_asked_for_and_left_out() {
     .await;
 }
 
+/// Whether readers are told of the one replica that is not suspect, and writers that it is not all.
+fn is_left_out(meta: &Meta, chunk: ChunkId, suspect: ChunkServerId) -> bool {
+    match meta.chunks.for_reading(chunk) {
+        Location::At { version: READ_ONLY, servers } => servers.iter().all(|(id, _)| *id != suspect),
+        _ => false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_a_client_suspects_a_replica_nobody_writes_to_the_others_alone() {
+    let mut meta = Meta::start().await;
+    let servers = fakes(&meta, 1..=2).await;
+    meta.make_file(2).await;
+    let chunk = meta.write_chunk(0, 2, &servers).await;
+    let id = servers[0].id;
+    until("it has told of it", || has_told(&meta, id, chunk)).await;
+    servers[0].held.lock().mute = true;
+    meta.chunks.bad_replica(chunk, id, true);
+    assert!(is_left_out(&meta, chunk, id), "{:?}", meta.chunks.for_reading(chunk));
+    let Location::At { version, servers: all } = meta.chunks.for_writing(chunk, false).await else {
+        panic!()
+    };
+    assert_eq!((version, all.len()), (ChunkVersion(1), 2), "an fsync asks here, too");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_is_suspect_no_longer_than_until_its_server_was_asked() {
+    let mut meta = Meta::start().await;
+    let mut servers = fakes(&meta, 1..=2).await;
+    meta.make_file(2).await;
+    let chunk = meta.write_chunk(0, 2, &servers).await;
+    let id = servers[0].id;
+    until("it has told of it", || has_told(&meta, id, chunk)).await;
+    let is_whole = || matches!(meta.chunks.for_reading(chunk), Location::At { version, servers } if version == ChunkVersion(1) && servers.len() == 2);
+    // Its turn comes after a change that is under way.
+    let changing = changing::Changing::begin(&meta.chunks, chunk).unwrap();
+    meta.chunks.bad_replica(chunk, id, false);
+    assert!(is_left_out(&meta, chunk, id));
+    drop(changing);
+    until("it is asked, and is there", is_whole).await;
+    servers[0].held.lock().mute = true;
+    meta.chunks.bad_replica(chunk, id, false);
+    assert!(is_left_out(&meta, chunk, id));
+    until("it was asked and did not answer", is_whole).await;
+    // One that cannot be asked at all.
+    drop(servers.remove(0));
+    until("it is gone", || !meta.chunks.leader.lock().servers.is_alive(id)).await;
+    meta.chunks.bad_replica(chunk, id, true);
+    let leader = meta.chunks.leader.lock();
+    assert_eq!(leader.directory.entry(chunk).and_then(|entry| entry.on(id)).unwrap().suspect, None);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fences_reach_servers_and_strangers_are_refused() {
     let meta = Meta::start().await;
