@@ -139,10 +139,14 @@ struct Part {
 /// Copies that are wanted and that run.
 #[derive(Debug, Default)]
 pub struct Repairs {
+    /// What is wanted and does not wait after a failure: what waits must not hide what does not.
     order: BTreeSet<(Reason, ChunkId)>,
     wants: HashMap<ChunkId, Want>,
     running: HashMap<ChunkId, Copy>,
+    /// When a copy of the chunk failed last, and where.
     failed: HashMap<ChunkId, (Instant, ChunkServerId)>,
+    /// Those that failed and wait, by the time of the failure.
+    waiting: BTreeSet<(Instant, ChunkId)>,
     parts: HashMap<ChunkServerId, Part>,
 }
 
@@ -152,7 +156,10 @@ impl Repairs {
         if let Some(before) = self.wants.insert(chunk, want) {
             self.order.remove(&(before.reason, chunk));
         }
-        self.order.insert((want.reason, chunk));
+        let waits = self.failed.get(&chunk).is_some_and(|(at, _)| self.waiting.contains(&(*at, chunk)));
+        if !waits {
+            self.order.insert((want.reason, chunk));
+        }
     }
 
     /// It does not, after all.
@@ -160,8 +167,10 @@ impl Repairs {
         if let Some(before) = self.wants.remove(&chunk) {
             self.order.remove(&(before.reason, chunk));
         }
-        if !self.running.contains_key(&chunk) {
-            self.failed.remove(&chunk);
+        if !self.running.contains_key(&chunk)
+            && let Some((at, _)) = self.failed.remove(&chunk)
+        {
+            self.waiting.remove(&(at, chunk));
         }
     }
 
@@ -196,11 +205,10 @@ impl Repairs {
         if self.running.len() >= config.copies_total {
             return None;
         }
+        self.end_waits(config.copy_retry, now);
         let mut begin = None;
         for &(_, chunk) in self.order.iter().take(LOOK_AT + self.running.len()) {
-            let failed = self.failed.get(&chunk);
-            let waits = failed.is_some_and(|(at, _)| now.saturating_duration_since(*at) < config.copy_retry);
-            if waits || self.running.contains_key(&chunk) {
+            if self.running.contains_key(&chunk) {
                 continue;
             }
             let (Some(entry), Some(want)) = (entry(chunk), self.wants.get(&chunk)) else { continue };
@@ -219,6 +227,16 @@ impl Repairs {
         }
         self.running.insert(copy.chunk, copy.clone());
         Some(copy)
+    }
+
+    /// Those that have waited for long enough are in the order again.
+    fn end_waits(&mut self, retry: Duration, now: Instant) {
+        while let Some(&(at, chunk)) = self.waiting.first()
+            && now.saturating_duration_since(at) >= retry
+        {
+            self.waiting.pop_first();
+            self.order.extend(self.wants.get(&chunk).map(|want| (want.reason, chunk)));
+        }
     }
 
     /// Source and target for the chunk among servers that are not busy.
@@ -298,11 +316,13 @@ impl Repairs {
                 part.bytes = part.bytes.saturating_sub(copy.cost_bytes());
             }
         }
-        if copied || self.wants.get(&chunk).is_none_or(|want| want.reason == Reason::Rebalance) {
-            self.failed.remove(&chunk);
-            self.unwant(chunk);
-        } else {
-            self.failed.insert(chunk, (now, copy.target));
+        match self.wants.get(&chunk) {
+            Some(want) if !copied && want.reason != Reason::Rebalance => {
+                self.order.remove(&(want.reason, chunk));
+                self.failed.insert(chunk, (now, copy.target));
+                self.waiting.insert((now, chunk));
+            }
+            _ => self.unwant(chunk),
         }
     }
 }
@@ -407,6 +427,31 @@ mod tests {
         let later = now + config.copy_retry + Duration::from_millis(1);
         let again = repairs.next(&config, &table, |c| directory.entry(c), later, &mut rng).unwrap();
         assert_ne!(again.target, first.target);
+    }
+
+    #[test]
+    fn however_many_chunks_failed_and_wait_others_are_copied() {
+        let config = ChunkConfig { repair_bytes_s: 1 << 40, ..ChunkConfig::default() };
+        let table = servers(2);
+        let (mut directory, mut repairs) = (Directory::default(), Repairs::default());
+        let mut rng = StdRng::seed_from_u64(1);
+        let now = Instant::now();
+        let waiting = LOOK_AT as u64 + 44;
+        for chunk in 1..=waiting + 1 {
+            on(&mut directory, chunk, &[1]);
+            repairs.want(ChunkId(chunk), too_few(1));
+        }
+        let mut begin =
+            |repairs: &mut Repairs, at| repairs.next(&config, &table, |c| directory.entry(c), at, &mut rng);
+        for chunk in 1..=waiting {
+            assert_eq!(begin(&mut repairs, now).unwrap().chunk, ChunkId(chunk));
+            repairs.finished(ChunkId(chunk), false, now);
+            repairs.want(ChunkId(chunk), too_few(1));
+        }
+        assert_eq!(begin(&mut repairs, now).unwrap().chunk, ChunkId(waiting + 1));
+        repairs.unwant(ChunkId(1));
+        assert_eq!(begin(&mut repairs, now), None);
+        assert_eq!(begin(&mut repairs, now + config.copy_retry).unwrap().chunk, ChunkId(2));
     }
 
     #[test]
