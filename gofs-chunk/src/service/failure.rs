@@ -12,6 +12,7 @@ pub fn failure(error: &StoreError) -> Failure {
         StoreError::NoChunk { .. } => Code::NoChunk,
         StoreError::Stale { .. } | StoreError::Doubtful { .. } => Code::StaleChunk,
         StoreError::Lost { .. } => Code::LostWrites,
+        StoreError::TooLate { .. } => Code::Retry,
         StoreError::Corrupt { .. } => Code::Corrupt,
         StoreError::Invalid(_) => Code::BadRequest,
         StoreError::NoSpace { .. } => return fs(FsError::NoSpace, error),

@@ -54,7 +54,18 @@ pub struct Fences {
 }
 
 /// While it lives a fence waits.
-pub struct Passed<'a>(#[allow(dead_code, reason = "held, not read")] RwLockReadGuard<'a, Sessions>);
+pub struct Passed<'a> {
+    fences: &'a Fences,
+    session: SessionId,
+    _sessions: RwLockReadGuard<'a, Sessions>,
+}
+
+impl Passed<'_> {
+    /// Whether the writer may still write: it may have waited since.
+    pub fn may_write(&self, now: BootTime) -> bool {
+        self.fences.why_not_known(self.session, now).is_none()
+    }
+}
 
 impl Fences {
     /// Refuses the session from now on, and waits for what it has under way.
@@ -77,29 +88,31 @@ impl Fences {
         }
     }
 
-    /// Lets a writer pass that is not fenced. Session 0 is a server that copies.
-    pub fn pass(&self, session: SessionId, now: BootTime) -> Result<Passed<'_>, Failure> {
-        let sessions = self.sessions.read();
-        if session.0 == 0 {
-            return Ok(Passed(sessions));
-        }
-        let waiting = match *self.lease.lock() {
+    /// Why it is not known whether the session may write. Session 0 is a server that copies.
+    fn why_not_known(&self, session: SessionId, now: BootTime) -> Option<&'static str> {
+        match *self.lease.lock() {
             Lease::Unbounded => None,
+            _ if session.0 == 0 => None,
             Lease::Until { end, .. } if now < end => None,
             Lease::Until { .. } => Some("has not been heard by a MetaServer lately"),
             Lease::Unknown => Some("has not registered with a MetaServer yet"),
-        };
-        if let Some(why) = waiting {
+        }
+    }
+
+    /// Lets a writer pass that is not fenced.
+    pub fn pass(&self, session: SessionId, now: BootTime) -> Result<Passed<'_>, Failure> {
+        let sessions = self.sessions.read();
+        if let Some(why) = self.why_not_known(session, now) {
             return Err(Failure::new(
                 Code::Retry,
                 format!("this ChunkServer {why}: who may write is not known"),
             ));
         }
-        if sessions.are_over(session) {
+        if session.0 != 0 && sessions.are_over(session) {
             let text = format!("session {session} was fenced: its writes are refused");
             return Err(Failure::new(Code::StaleChunk, text));
         }
-        Ok(Passed(sessions))
+        Ok(Passed { fences: self, session, _sessions: sessions })
     }
 }
 
@@ -150,5 +163,9 @@ mod tests {
         assert_eq!(code(&fences, 0, at(14)), None);
         fences.replace(Sessions::default(), at(20), Some(LENGTH));
         assert_eq!(code(&fences, 5, at(29)), None);
+        let passed = fences.pass(SessionId(5), at(29)).unwrap();
+        assert!(passed.may_write(at(29)) && !passed.may_write(at(30)), "it has waited");
+        fences.heard(at(21));
+        assert!(passed.may_write(at(30)));
     }
 }

@@ -157,7 +157,8 @@ impl Service {
         parts: &[Part],
         session: SessionId,
     ) -> Result<(Vec<ItemDone>, Vec<BeforeAck>), Failure> {
-        let _passed = self.fences.pass(session, BootTime::now())?;
+        let passed = self.fences.pass(session, BootTime::now())?;
+        let may_write = || passed.may_write(BootTime::now());
         let mut done = Vec::with_capacity(parts.len());
         let mut before_ack = Vec::new();
         for (item, part) in write.items.iter().zip(parts) {
@@ -165,7 +166,8 @@ impl Service {
             let (chunk, version) = (ChunkId(item.chunk), ChunkVersion(item.version));
             let Part { bytes, sums } = part;
             let ack = ack(write.sync);
-            let written = self.store.write_summed(chunk, version, item.offset, bytes, sums, mode, ack);
+            let written =
+                self.store.write_summed(chunk, version, item.offset, bytes, sums, mode, ack, &may_write);
             let (blocks_4k, wait_for) = written.map_err(|error| failure(&error))?;
             done.push(ItemDone { blocks_4k });
             before_ack.extend(wait_for);
@@ -211,8 +213,10 @@ impl Service {
         }
         let passing = Passing::start(self, punch.clone(), Bytes::new(), &mut before).await;
         let local = blocking(|| {
-            let _passed = self.fences.pass(session, BootTime::now())?;
-            let blocks = self.store.punch(chunk, version, punch.offset, punch.len, ack(punch.sync));
+            let passed = self.fences.pass(session, BootTime::now())?;
+            let may_write = || passed.may_write(BootTime::now());
+            let ack = ack(punch.sync);
+            let blocks = self.store.punch_if(chunk, version, punch.offset, punch.len, ack, &may_write);
             Ok(vec![ItemDone { blocks_4k: blocks.map_err(|error| failure(&error))? }])
         });
         turn.sent(passing.via());

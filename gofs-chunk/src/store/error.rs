@@ -32,6 +32,12 @@ pub enum StoreError {
         /// Which.
         chunk: ChunkId,
     },
+    /// The chunk was locked for so long that it is not known any more whether its writer may write.
+    #[error("chunk {chunk} was busy until it was not known any more who may write")]
+    TooLate {
+        /// Which.
+        chunk: ChunkId,
+    },
     /// What is to be synced may have gone with the power of all servers that had it.
     #[error("chunk {chunk} may lack writes that were acknowledged and not synced: {written}, now {stored}")]
     Lost {

@@ -30,7 +30,7 @@ pub use block::{BLOCK_LEN, BLOCKS_MAX, BlockRange, BlockSum, append_crc};
 pub use boot::BootId;
 pub use changes::{Changes, ChunkInfo, Taken};
 pub use chunk::Doubt;
-pub use disk::{Ack, BeforeAck, ChunkStat, Data, Disk, DiskStatus, OpenError, Verified, WriteMode};
+pub use disk::{Ack, BeforeAck, ChunkStat, Data, Disk, DiskStatus, MayWrite, OpenError, Verified, WriteMode};
 pub use error::StoreError;
 pub use file::{FileWatch, Watch};
 use identity::{ClusterId, Identity, IdentityError};
@@ -286,7 +286,8 @@ impl Store {
         mode: WriteMode,
         ack: Ack,
     ) -> Result<u32, StoreError> {
-        let (blocks, before_ack) = self.write_summed(chunk, version, offset, bytes, &[], mode, ack)?;
+        let (blocks, before_ack) =
+            self.write_summed(chunk, version, offset, bytes, &[], mode, ack, &|| true)?;
         before_ack.map_or(Ok(()), BeforeAck::wait)?;
         Ok(blocks)
     }
@@ -303,20 +304,21 @@ impl Store {
         sums: &[BlockSum],
         mode: WriteMode,
         ack: Ack,
+        may_write: MayWrite<'_>,
     ) -> Result<(u32, Option<BeforeAck>), StoreError> {
         let data = Data::new(offset, bytes, sums);
         if matches!(mode, WriteMode::Existing | WriteMode::Copy) {
-            return self.find_for(chunk, mode)?.write(chunk, version, data, mode, ack);
+            return self.find_for(chunk, mode)?.write(chunk, version, data, mode, ack, may_write);
         }
         let _creating = match self.find_for(chunk, mode) {
-            Ok(disk) => return disk.write(chunk, version, data, mode, ack),
+            Ok(disk) => return disk.write(chunk, version, data, mode, ack, may_write),
             Err(_) => self.creating[chunk.0 as usize % CREATE_LOCKS].lock(),
         };
         let disk = match self.find_for(chunk, mode) {
             Ok(disk) => disk,
             Err(_) => self.choose()?,
         };
-        disk.write(chunk, version, data, mode, ack)
+        disk.write(chunk, version, data, mode, ack, may_write)
     }
 
     /// The disk of a new chunk: by chance, in proportion to the space that each has.
@@ -345,7 +347,20 @@ impl Store {
         len: u32,
         ack: Ack,
     ) -> Result<u32, StoreError> {
-        self.find(chunk)?.punch(chunk, version, offset, len, ack)
+        self.punch_if(chunk, version, offset, len, ack, &|| true)
+    }
+
+    /// As [`Store::punch`], where the writer may still write when the chunk is locked.
+    pub fn punch_if(
+        &self,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        offset: u32,
+        len: u32,
+        ack: Ack,
+        may_write: MayWrite<'_>,
+    ) -> Result<u32, StoreError> {
+        self.find(chunk)?.punch(chunk, version, offset, len, ack, may_write)
     }
 
     /// Reads verified bytes; those never written are zeros.

@@ -12,4 +12,5 @@ mod store_failures;
 mod store_model;
 mod store_open_files;
 mod store_space;
+mod store_waits;
 mod support;

@@ -28,7 +28,7 @@ use parking_lot::{Mutex, RwLock};
 
 pub use open::OpenError;
 pub use read::{ChunkStat, Verified};
-pub use write::{Ack, BeforeAck, Data, WriteMode};
+pub use write::{Ack, BeforeAck, Data, MayWrite, WriteMode};
 
 use super::StoreOptions;
 use super::changes::{Changes, ChunkInfo};

@@ -41,6 +41,9 @@ pub enum Ack {
     Synced,
 }
 
+/// Whether a writer may still write. Asked when the chunk is locked, for which it may have waited long.
+pub type MayWrite<'a> = &'a dyn Fn() -> bool;
+
 /// Bytes to write.
 #[derive(Clone, Copy)]
 pub struct Data<'a> {
@@ -128,6 +131,7 @@ impl Disk {
         data: Data<'_>,
         mode: WriteMode,
         ack: Ack,
+        may_write: MayWrite<'_>,
     ) -> Result<(u32, Option<BeforeAck>), StoreError> {
         let len = u32::try_from(data.bytes.len()).ok();
         if len.and_then(|len| BlockRange::covering(data.offset, len)).is_none() {
@@ -137,7 +141,7 @@ impl Disk {
                 data.offset
             )));
         }
-        let (blocks, upto) = self.with_state(chunk, version, mode, |cell, state, create| {
+        let (blocks, upto) = self.with_state(chunk, version, mode, may_write, |cell, state, create| {
             // All of it is let in or nothing.
             self.admit((data.bytes.len() + 2 * BLOCK_LEN) as u64)?;
             let made_here = create.is_some();
@@ -187,12 +191,13 @@ impl Disk {
         offset: u32,
         len: u32,
         ack: Ack,
+        may_write: MayWrite<'_>,
     ) -> Result<u32, StoreError> {
         let Some(range) = BlockRange::covering(offset, len) else {
             return Err(StoreError::Invalid(format!("{len} bytes at {offset} are past the largest chunk")));
         };
         let (blocks, before_ack) =
-            self.with_state(chunk, version, WriteMode::Existing, |cell, state, _| {
+            self.with_state(chunk, version, WriteMode::Existing, may_write, |cell, state, _| {
                 if len == 0 {
                     return Ok((state.blocks, Lsn(0)));
                 }
@@ -241,6 +246,7 @@ impl Disk {
         chunk: ChunkId,
         version: ChunkVersion,
         mode: WriteMode,
+        may_write: MayWrite<'_>,
         then: impl FnOnce(&Cell, &mut ChunkState, Option<Create>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let _gate = self.gate.read();
@@ -272,7 +278,10 @@ impl Disk {
                 }
                 Life::Live | Life::Staged => None,
             };
-            let result = then(&cell, &mut state, create);
+            let result = match may_write() {
+                true => then(&cell, &mut state, create),
+                false => Err(StoreError::TooLate { chunk }),
+            };
             if state.life == Life::Unborn {
                 state.life = Life::Gone;
                 self.chunks.write().remove(&chunk);
