@@ -278,11 +278,15 @@ async fn while_the_servers_remove_a_directory_for_this_mount_nothing_is_made_in_
     fake.until(|fake| fake.count("Edits") > asked).await;
     let removing = tokio::spawn(async move { remover.rmdir(dir, &name("going")).await });
     fake.until(|fake| fake.count("Edits") > asked + 1).await;
-    assert!(create(&client, going, "late").is_none(), "the servers say whether it comes too late");
+    let late = name("late");
+    let mut making =
+        Box::pin(client.create_open(going, &late, Mode::new(0o644), Mode::new(0), 1, 1, flags()));
+    assert!(making.as_mut().now_or_never().is_none(), "the servers say whether it comes too late");
     fake.well_behaved();
     fake.drop_connection();
     moving.await.unwrap().unwrap();
     removing.await.unwrap().unwrap();
+    assert_eq!(making.await.map(|(attr, _)| attr.value), Err(FsError::Stale));
     client.sync_all().await.unwrap();
     assert_eq!(client.stats().lost_edits, 0);
 }
@@ -301,8 +305,10 @@ async fn a_change_that_a_soft_mount_has_given_up_is_under_way_until_its_answer()
     assert_eq!(making.await.err(), Some(FsError::Io));
     assert_eq!(client.unlink(ROOT_INO, &name("a")).await, Err(FsError::Io));
     // Both may be done by now, or be done soon.
-    assert!(client.lookup(ROOT_INO, &text).now_or_never().is_none());
-    assert!(client.open(ino, flags()).now_or_never().is_none());
+    let asked = fake.count("Lookup");
+    assert_eq!(client.lookup(ROOT_INO, &text).await.unwrap().value, None);
+    assert_eq!(fake.count("Lookup"), asked + 1, "not answered from the cache");
+    assert_eq!(client.open(ino, flags()).await.err(), Some(FsError::Io));
     assert_eq!(client.fsync_dir(ROOT_INO).await, Err(FsError::Io), "not for ever");
     fake.well_behaved();
     fake.drop_connection();

@@ -127,7 +127,7 @@ async fn a_quota_of_inodes_that_is_about_to_be_set_finds_everything_committed_wh
     };
     let committed = async {
         fake.until(|fake| fake.count("Batch") > batches).await;
-        drop(client.lookup(ROOT_INO, &name("nothing")).await.unwrap());
+        drop(client.lookup(ROOT_INO, &name("asked for")).await.unwrap());
     };
     tokio::join!(recalled, committed);
 }
