@@ -5,16 +5,41 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use gofs_tree::{FsError, Ino, LeaseMode, SessionId};
+use parking_lot::Mutex;
 
 use super::{Core, Place, usable_validity};
 use crate::clock::BootTime;
 use crate::session::{Connection, Generation, Greeted};
 
-/// Threads that make the kernel forget everything: one that writes a dirty page back must not keep the rest waiting.
+/// Threads that make the kernel forget everything.
 const FORGET_THREADS: usize = 4;
+
+/// How long one inode may take before another thread goes on with the rest: the kernel waits for requests in flight, and for dirty
+/// pages to be written back, which may take until the next session.
+const FORGET_WAIT: Duration = Duration::from_millis(20);
+
+/// Inodes that may wait so at a time: each keeps a thread.
+const FORGET_STUCK_MAX: usize = 64;
 
 /// Longest pause between looks at the session's validity.
 const EXPIRY_LOOK: Duration = Duration::from_millis(500);
+
+/// Inodes that the kernel is made to forget.
+struct Forgetting {
+    left: std::vec::IntoIter<Ino>,
+    /// Threads that may still be added for those that wait.
+    spare: usize,
+    /// Is told of each.
+    forgotten: fn(&Core, Ino),
+}
+
+impl Forgetting {
+    fn take_spare(&mut self) -> bool {
+        let left = self.spare.checked_sub(1);
+        self.spare = left.unwrap_or(0);
+        left.is_some()
+    }
+}
 
 impl Core {
     /// A server has taken the session. `None` where it is not the one that was mounted.
@@ -138,14 +163,40 @@ impl Core {
     fn make_kernel_forget_each(self: &Arc<Self>, inos: Vec<Ino>, forgotten: fn(&Core, Ino)) {
         let kernel = self.kernel.clone();
         self.runtime.spawn_blocking(move || kernel.invalidate_entries());
-        for part in inos.chunks(inos.len().div_ceil(FORGET_THREADS).max(1)) {
-            let (core, part) = (self.clone(), part.to_vec());
-            self.runtime.spawn_blocking(move || {
-                for ino in part {
-                    core.kernel.invalidate_inode(ino);
-                    forgotten(&core, ino);
+        let forgetting =
+            Forgetting { left: inos.into_iter(), spare: FORGET_STUCK_MAX - FORGET_THREADS, forgotten };
+        let forgetting = Arc::new(Mutex::new(forgetting));
+        for _ in 0..FORGET_THREADS {
+            self.forget_more(forgetting.clone());
+        }
+    }
+
+    fn forget_more(self: &Arc<Self>, forgetting: Arc<Mutex<Forgetting>>) {
+        self.runtime.spawn(self.clone().forget_each(forgetting));
+    }
+
+    /// One after the other until there are none, or another has taken over.
+    async fn forget_each(self: Arc<Self>, forgetting: Arc<Mutex<Forgetting>>) {
+        let mut is_replaced = false;
+        while !is_replaced {
+            let Some(ino) = forgetting.lock().left.next() else { return };
+            let kernel = self.kernel.clone();
+            let pass = self.in_kernel(move || kernel.invalidate_inode(ino));
+            tokio::pin!(pass);
+            if tokio::time::timeout(FORGET_WAIT, &mut pass).await.is_err() {
+                is_replaced = forgetting.lock().take_spare();
+                if is_replaced {
+                    self.forget_more(forgetting.clone());
                 }
-            });
+                // What is not in the way itself need not wait for what is.
+                let pages = self.table.lock().waiting_pages(ino);
+                if !pages.is_empty() {
+                    self.forget_around(ino, &pages).await;
+                }
+                pass.await;
+            }
+            let forgotten = forgetting.lock().forgotten;
+            forgotten(&self, ino);
         }
     }
 

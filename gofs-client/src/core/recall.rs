@@ -231,7 +231,7 @@ impl Core {
     }
 
     /// The pages around these, then these one by one. False where something else is in the way.
-    async fn forget_around(self: &Arc<Self>, ino: Ino, pages: &[u64]) -> bool {
+    pub(super) async fn forget_around(self: &Arc<Self>, ino: Ino, pages: &[u64]) -> bool {
         let mut ranges = Vec::with_capacity(pages.len() + 1);
         let mut start = 0;
         for page in pages {

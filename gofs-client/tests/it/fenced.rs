@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use gofs_client::{Client, ClientConfig, FileHandle, OpenFlags};
 use gofs_proto::session as wire;
-use gofs_tree::{FsError, Mode, NewNode, ROOT_INO};
+use gofs_tree::{FsError, Ino, Mode, NewNode, ROOT_INO};
 
 use crate::fake::{Act, Fake, Kernel, name};
 use crate::session::{RW, content, make, write};
@@ -174,6 +174,27 @@ async fn leases_of_a_session_that_ended_are_not_given_back_in_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_kernel_cannot_forget_keeps_nothing_else_from_being_forgotten_at_the_sessions_end() {
+    let fake = Fake::start().await;
+    let inos: Vec<Ino> = (0..20).map(|n| fake.put_file(&format!("f{n}"), b"abc")).collect();
+    fake.set_validity(Duration::from_millis(400));
+    let (client, kernel) = fake.mount().await;
+    for n in 0..20 {
+        drop(client.lookup(ROOT_INO, &name(&format!("f{n}"))).await.unwrap());
+    }
+    kernel.keep(&inos[..10]);
+    fake.always::<wire::KeepAlive>(Act::Ignore);
+    fake.always::<wire::Hello>(Act::Ignore);
+    let is_forgotten = |inos: &[Ino]| {
+        let forgotten = kernel.forgotten();
+        inos.iter().all(|ino| forgotten.contains(&ino.to_string()))
+    };
+    fake.until(|_| is_forgotten(&inos[10..])).await;
+    kernel.let_go();
+    fake.until(|_| is_forgotten(&inos)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_of_a_map_that_waited_while_its_session_ended_is_lost_and_told() {
     let fake = Fake::start().await;
     let ino = fake.put_file("a", b"before");
@@ -201,7 +222,7 @@ async fn what_the_kernel_writes_back_of_a_session_that_ended_is_lost_and_told() 
     let ino = fake.put_file("a", b"before");
     let (client, kernel) = fake.mount().await;
     let file = client.open(ino, RW).await.unwrap();
-    kernel.keep(ino);
+    kernel.keep(&[ino]);
     fake.fence();
     fake.drop_connection();
     fake.until(|fake| fake.hellos().len() == 3).await;
@@ -215,7 +236,7 @@ async fn what_the_kernel_writes_back_under_a_lease_that_was_not_given_again_is_l
     let (client, kernel) = fake.mount().await;
     let file = client.open(ino, RW).await.unwrap();
     let asked = fake.count("Fetch");
-    kernel.keep(ino);
+    kernel.keep(&[ino]);
     fake.refuse_lease(ino);
     fake.drop_connection();
     // What is open is covered by a lease again.

@@ -16,8 +16,8 @@ pub struct Kernel {
     client: Mutex<Option<Weak<Client>>>,
     /// A page that a request in flight keeps locked.
     locked_page: Mutex<Option<u64>>,
-    /// An inode that cannot be forgotten.
-    stuck: Mutex<Option<Ino>>,
+    /// Inodes that cannot be forgotten.
+    stuck: Mutex<Vec<Ino>>,
     unlocked: parking_lot::Condvar,
     pub cannot_forget_names: AtomicBool,
 }
@@ -43,13 +43,13 @@ impl Kernel {
         self.unlocked.notify_all();
     }
 
-    /// Of this inode something is in flight for which the kernel waits before it forgets it.
-    pub fn keep(&self, ino: Ino) {
-        *self.stuck.lock() = Some(ino);
+    /// Of these inodes something is in flight for which the kernel waits before it forgets them.
+    pub fn keep(&self, inos: &[Ino]) {
+        *self.stuck.lock() = inos.to_vec();
     }
 
     pub fn let_go(&self) {
-        *self.stuck.lock() = None;
+        self.stuck.lock().clear();
         self.unlocked.notify_all();
     }
 
@@ -72,7 +72,7 @@ impl KernelCache for Kernel {
         }
         self.wait_for_pages(0, 0);
         let mut stuck = self.stuck.lock();
-        while *stuck == Some(ino) {
+        while stuck.contains(&ino) {
             self.unlocked.wait(&mut stuck);
         }
         drop(stuck);
