@@ -84,8 +84,8 @@ impl KernelNotifier {
         self.connection().is_some_and(|connection| self.lookups.known(connection.map.node(ino)))
     }
 
-    /// Whether the kernel drops pages that a write around its cache has overwritten, after the write: older ones did not, those
-    /// that can drop names do.
+    /// Whether the kernel drops pages that a write around its cache is to overwrite, and with them what maps it: older ones did not,
+    /// those that can drop names do. What is read while the write is under way the backend has it drop.
     pub(crate) fn drops_overwritten_pages(&self) -> bool {
         self.can_cache_entries()
     }

@@ -219,8 +219,9 @@ impl Core {
     }
 
     /// Pages into which the kernel has put bytes that were written elsewhere, because another mount has moved the end of
-    /// the file. A page that it keeps locked until the write is answered cannot be read, and goes then.
-    pub async fn forget_misplaced(self: &Arc<Self>, ino: Ino, offset: u64, len: u64) {
+    /// the file, and those that it read before bytes came there around its cache. One that it keeps locked until the write is
+    /// answered cannot be read, and goes then; so does one that is being read, when that is answered.
+    pub async fn forget_written(self: &Arc<Self>, ino: Ino, offset: u64, len: u64) {
         let kernel = self.kernel.clone();
         let pass = self.in_kernel(move || kernel.invalidate_pages(ino, offset, len));
         let pause = self.pause(WRITES_WAIT.0);

@@ -41,6 +41,8 @@ pub(super) struct Entry {
     pub opens: u32,
     /// Open handles of the directory for which the kernel keeps listings.
     pub listers: u32,
+    /// It was opened through the kernel's page cache, which may have pages of it since.
+    pub paged: bool,
     /// When a name of it was last told to the kernel, which may be about to open it.
     pub looked_up: Option<BootTime>,
     /// The server is being told that it is closed.

@@ -82,6 +82,18 @@ impl LeaseTable {
         self.settle(ino);
     }
 
+    /// That open goes through the kernel's page cache.
+    pub fn opened_through_pages(&mut self, ino: Ino) {
+        if let Some(entry) = self.inodes.get_mut(&ino) {
+            entry.paged = true;
+        }
+    }
+
+    /// Whether the kernel may have pages of the inode.
+    pub fn may_have_pages(&self, ino: Ino) -> bool {
+        self.inodes.get(&ino).is_some_and(|entry| entry.paged)
+    }
+
     /// Uncounts an open.
     pub fn close(&mut self, ino: Ino, now: BootTime) -> Closing {
         let Some(entry) = self.inodes.get_mut(&ino) else { return Closing::Nothing };

@@ -76,6 +76,9 @@ impl Client {
 
     /// A handle for an open that is counted.
     pub(super) fn handle(&self, ino: Ino, flags: OpenFlags) -> FileHandle {
+        if !flags.direct {
+            self.core.table.lock().opened_through_pages(ino);
+        }
         let errors = self.core.data.error_cursor(ino);
         let lost_edits = AtomicU64::new(self.core.lost_edits.load(Ordering::Acquire));
         FileHandle(Arc::new(OpenFile { ino, flags, errors, lost_edits, core: Arc::downgrade(&self.core) }))

@@ -56,8 +56,11 @@ impl Client {
             }
         };
         let at = self.core.put(ino, (!append).then_some(offset), data).await?;
-        if through_cache && at != offset {
-            self.core.forget_misplaced(ino, offset, u64::from(len)).await;
+        // Where the kernel has put the bytes, and where it may have pages without them.
+        let misplaced = (through_cache && at != offset).then_some(offset);
+        let outdated = (!through_cache || at != offset) && self.core.table.lock().may_have_pages(ino);
+        for start in misplaced.into_iter().chain(outdated.then_some(at)) {
+            Box::pin(self.core.forget_written(ino, start, u64::from(len))).await;
         }
         if self.core.config.sync || file.flags().sync {
             let flushed = self.core.data.flush(ino, true).await;

@@ -407,6 +407,25 @@ async fn a_write_appends_if_it_says_so_and_the_kernel_forgets_where_it_had_put_i
     assert_eq!(content(&client, &file).await, b"Head12");
 }
 
+/// The kernel drops, before the write, the pages that it takes to be overwritten; others, and what a program reads meanwhile, it
+/// would keep.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_are_forgotten_where_bytes_went_around_the_page_cache() {
+    let fake = Fake::start().await;
+    let ino = fake.put_file("a", b"head");
+    let (client, kernel) = fake.mount().await;
+    let around = OpenFlags { direct: true, ..RW };
+    let log = client.open(ino, OpenFlags { append: true, ..around }).await.unwrap();
+    assert_eq!(client.write(&log, 4, true, Bytes::from_static(b"1")).await, Ok(1));
+    assert_eq!(kernel.forgotten(), Vec::<String>::new(), "nobody has read it here");
+    let _reader = client.open(ino, OpenFlags { write: false, ..RW }).await.unwrap();
+    assert_eq!(client.write(&log, 3, true, Bytes::from_static(b"2")).await, Ok(1));
+    let file = client.open(ino, around).await.unwrap();
+    assert_eq!(client.write(&file, 0, false, Bytes::from_static(b"H")).await, Ok(1));
+    assert_eq!(kernel.forgotten(), [format!("{ino} 5+1"), format!("{ino} 0+1")]);
+    assert_eq!(content(&client, &file).await, b"Head12");
+}
+
 /// The kernel locks the last page of a write that it does not have; two hosts that write to one file would wait
 /// for each other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
