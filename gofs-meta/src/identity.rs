@@ -92,8 +92,9 @@ pub(crate) fn stranger(data: &Path) -> io::Result<Option<OsString>> {
 /// A leader has brought this server to where it was, or there was nothing before.
 pub(crate) fn set_whole(data: &Path) -> io::Result<()> {
     match fs::remove_file(data.join(INCOMPLETE)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // If a power cut brought the marks of all members back, none would be elected any more.
+        removed => removed.and_then(|()| fs::File::open(data)?.sync_all()),
     }
 }
 

@@ -118,6 +118,8 @@ impl GroupConfig {
             allow_log_reversion: Some(true),
             // A restarted leader is elected like any other, in a new term, before it serves.
             enable_leader_restore: Some(false),
+            // The door turns it on, once it knows that this server has all that it ever acknowledged.
+            enable_elect: false,
             ..openraft::Config::default()
         };
         raft.validate().map_err(|error| StartError::Config(error.to_string()))

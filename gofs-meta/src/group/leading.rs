@@ -71,7 +71,7 @@ impl MetaGroup {
             };
             let (role, term, leader) = now;
             if role == Role::Leader {
-                self.door.leads();
+                self.door.is_whole();
             }
             if role == Role::Leader && !self.named_cluster().await {
                 // Lost again, or not able to: look at what comes next.

@@ -114,6 +114,7 @@ impl MetaGroup {
         let failed = |error: &dyn std::fmt::Display| StartError::Storage(error.to_string());
         if fresh {
             let members = BTreeMap::from([(self.config.id.0, BasicNode::new(&self.config.address))]);
+            self.door.is_whole();
             self.raft.initialize(members).await.map_err(|error| failed(&error))?;
         } else {
             self.raft.trigger().elect(false).await.map_err(|error| failed(&error))?;
@@ -154,6 +155,9 @@ impl MetaGroup {
             if all_fresh {
                 let nodes: BTreeMap<u64, BasicNode> =
                     members.iter().map(|(id, address)| (id.0, BasicNode::new(address))).collect();
+                // Nothing was ever acknowledged. Before there is a log: one that was found marked beside it would never be
+                // elected, and the others, which have none yet, neither.
+                self.door.is_whole();
                 if let Err(error) = self.raft.initialize(nodes).await {
                     tracing::warn!(%error, "the group was made by another");
                 }

@@ -45,9 +45,12 @@ struct Inner {
 /// When this member may vote.
 ///
 /// One that came back with nothing must not before it has again what it once acknowledged: entries may be
-/// committed because of that, and one that lacks them could be elected. And one that has just started does not
-/// remember whom it promised not to depose: it waits as long as such a promise lasts.
+/// committed because of that, and one that lacks them could be elected. So it does not vote for itself either: it asks
+/// nobody to elect it. And one that has just started does not remember whom it promised not to depose: it waits as long as
+/// such a promise lasts.
 struct Rejoin {
+    /// Stands for election only while this member is whole.
+    raft: Raft,
     /// It has what it acknowledged.
     whole: AtomicBool,
     /// The data directory, which is marked until then.
@@ -58,6 +61,17 @@ struct Rejoin {
 }
 
 impl Rejoin {
+    fn new(raft: Raft, config: DoorConfig, now: Instant) -> Self {
+        raft.runtime_config().elect(!config.incomplete);
+        Rejoin {
+            raft,
+            whole: AtomicBool::new(!config.incomplete),
+            data: config.data,
+            target: AtomicU64::new(0),
+            promises_end: now + config.lease,
+        }
+    }
+
     /// After entries of `request` were taken.
     fn appended(&self, vote: &Vote, committed: Option<&LogId>, applied: u64) {
         if self.whole.load(Ordering::Acquire) {
@@ -76,9 +90,11 @@ impl Rejoin {
     }
 
     fn is_whole(&self) {
-        if !self.whole.swap(true, Ordering::AcqRel)
-            && let Err(error) = identity::set_whole(&self.data)
-        {
+        if self.whole.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.raft.runtime_config().elect(true);
+        if let Err(error) = identity::set_whole(&self.data) {
             tracing::warn!(%error, "the data directory stays marked as incomplete");
         }
     }
@@ -106,17 +122,11 @@ pub(crate) struct DoorConfig {
 impl RaftDoor {
     pub(crate) fn new(raft: Raft, state: StateStore, book: Arc<AddressBook>, config: DoorConfig) -> Self {
         let now = Instant::now();
-        let rejoin = Rejoin {
-            whole: AtomicBool::new(!config.incomplete),
-            data: config.data,
-            target: AtomicU64::new(0),
-            promises_end: now + config.lease,
-        };
         let inner = Inner {
+            snapshots: config.snapshots.clone(),
+            rejoin: Rejoin::new(raft.clone(), config, now),
             raft,
             state,
-            snapshots: config.snapshots,
-            rejoin,
             received: AtomicU64::new(0),
             book,
             awaited: OnceLock::new(),
@@ -125,8 +135,8 @@ impl RaftDoor {
         RaftDoor { inner: inner.into() }
     }
 
-    /// This server leads: it has everything.
-    pub(crate) fn leads(&self) {
+    /// This server has everything: it leads, or makes a new cluster.
+    pub(crate) fn is_whole(&self) {
         self.inner.rejoin.is_whole();
     }
 

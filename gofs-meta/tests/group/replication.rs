@@ -262,6 +262,65 @@ async fn a_metaserver_that_was_away_or_lost_its_disk_gets_a_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_metaserver_that_was_brought_up_half_way_does_not_stand_for_election() {
+    let mut cluster = Cluster::start(100_000).await;
+    cluster.propose(namespace("demo")).await;
+    cluster.propose(session(1)).await;
+    cluster.agree().await;
+    let leader = cluster.leader().await;
+    let [short, lost] = [1, 2].map(|ahead| (leader + ahead - 1) % 3 + 1);
+    for seq in 1..=50 {
+        created(cluster.propose(create(1, seq)).await);
+    }
+    cluster.kill_node(short).await;
+    for seq in 51..=100 {
+        created(cluster.propose(create(1, seq)).await);
+    }
+    cluster.kill_node(lost).await;
+    let half = cluster.data(lost).with_extension("half");
+    copy(&cluster.data(lost), &half);
+    cluster.start_node(lost).await;
+    for seq in 101..=150 {
+        created(cluster.propose(create(1, seq)).await);
+    }
+    cluster.kill_node(lost).await;
+    cluster.kill_node(leader).await;
+
+    // As if its disk had been lost, and what came back of it ended there.
+    std::fs::remove_dir_all(cluster.data(lost)).unwrap();
+    std::fs::rename(&half, cluster.data(lost)).unwrap();
+    std::fs::write(cluster.data(lost).join("incomplete"), "").unwrap();
+    cluster.start_node(short).await;
+    cluster.start_node(lost).await;
+    let until = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < until {
+        for (id, node) in &cluster.nodes {
+            let role = node.group.leadership().borrow().role;
+            assert_eq!(role, Role::Follower, "MetaServer {id} leads without what was committed");
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    cluster.start_node(leader).await;
+    created(cluster.propose(create(1, 151)).await);
+    cluster.agree().await;
+    for node in cluster.nodes.values() {
+        assert_eq!(entries(&node.group), 151);
+    }
+    // It is whole again, and is elected where the others are gone or behind.
+    let until = Instant::now() + PATIENCE;
+    while cluster.data(lost).join("incomplete").exists() {
+        assert!(Instant::now() < until, "it stays incomplete");
+        sleep(Duration::from_millis(20)).await;
+    }
+    cluster.kill_node(short).await;
+    created(cluster.propose(create(1, 152)).await);
+    cluster.kill_node(leader).await;
+    cluster.start_node(short).await;
+    assert_eq!(cluster.leader().await, lost);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn data_of_another_metaserver_or_cluster_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     MetaGroup::start(alone(dir.path())).await.unwrap().shutdown().await;
