@@ -36,6 +36,17 @@ impl LeaseTable {
         Overdue { sessions, effects }
     }
 
+    /// Nobody could be heard for a while: those that are to answer a recall, and those that wait for each other, have their whole
+    /// time from now on.
+    pub fn wait_anew(&mut self, now: Now) {
+        for outstanding in self.recalls.values_mut() {
+            outstanding.sent = now;
+        }
+        for op in self.ops.values_mut() {
+            op.begun = now;
+        }
+    }
+
     /// The operation to be refused of some circle in which all have waited long enough.
     fn circle(&self, now: Now) -> Option<OpId> {
         let patient = |id: &OpId| now.saturating_sub(self.ops[id].begun) > CROSSING_PATIENCE;

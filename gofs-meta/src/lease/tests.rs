@@ -175,6 +175,18 @@ fn one_that_waits_long_without_a_circle_is_not_refused() {
 }
 
 #[test]
+fn a_recall_that_could_not_be_answered_for_a_while_has_its_whole_time_again() {
+    let mut table = table();
+    hold(&mut table, A, FILE, LeaseMode::Write);
+    begin(&mut table, B, vec![Need::read(FILE)]);
+    let later = RECALL_PATIENCE + Duration::from_secs(60);
+    table.wait_anew(later);
+    assert_eq!(table.tick(later + RECALL_PATIENCE), Overdue::default());
+    let overdue = table.tick(later + RECALL_PATIENCE + Duration::from_millis(1));
+    assert_eq!(overdue.sessions.into_iter().collect::<Vec<_>>(), [A]);
+}
+
+#[test]
 fn the_end_of_a_session_frees_what_it_held() {
     let mut table = table();
     hold(&mut table, A, FILE, LeaseMode::Write);

@@ -13,7 +13,8 @@ use tokio::sync::watch;
 use super::space::Space;
 use super::{Refusal, Shared};
 use crate::command::{self, Command, CommandOutcome};
-use crate::session::SessionTable;
+use crate::lease::Now;
+use crate::session::{Hearing, SessionTable};
 
 /// How often silence, late recalls and circles are looked for: the precision of all these times.
 const TICK: Duration = Duration::from_millis(250);
@@ -196,22 +197,45 @@ impl Term {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut grace = self.grace.subscribe();
         loop {
-            tokio::select! {
-                _ = tick.tick() => {}
+            let leads = async {
+                tick.tick().await;
+                self.shared.group.confirm_leader().await.is_ok()
+            };
+            let leads = tokio::select! {
+                leads = leads => leads,
                 _ = grace.wait_for(|grace| *grace == Grace::TermOver) => return,
-            }
+            };
             let now = self.shared.now();
-            let silent = self.sessions.lock().overdue(now);
-            for session in silent {
-                self.fence(session, "it was not heard of for longer than its validity");
-            }
-            for space in self.all_spaces() {
-                for session in space.tick() {
-                    // It may be heard of, and answer from its caches: others get what it holds when it cannot do that any more.
-                    if self.sessions.lock().refuse(session) {
-                        tracing::warn!(%session, "a session did not answer a recall: nothing of it is accepted any more");
-                        space.disconnect(session);
+            let hearing = self.sessions.lock().look(now, leads);
+            match hearing {
+                Hearing::Good => self.judge(now),
+                Hearing::Back => {
+                    tracing::warn!(
+                        term = self.number,
+                        "no session could be heard for a while: all have their whole time again"
+                    );
+                    for space in self.all_spaces() {
+                        space.lock().leases.wait_anew(now);
                     }
+                }
+                // Nothing that waits could go on either, without a majority.
+                Hearing::Deaf => {}
+            }
+        }
+    }
+
+    /// Ends what was silent for too long, and what waits in circles.
+    fn judge(self: &Arc<Self>, now: Now) {
+        let silent = self.sessions.lock().overdue(now);
+        for session in silent {
+            self.fence(session, "it was not heard of for longer than its validity");
+        }
+        for space in self.all_spaces() {
+            for session in space.tick() {
+                // It may be heard of, and answer from its caches: others get what it holds when it cannot do that any more.
+                if self.sessions.lock().refuse(session) {
+                    tracing::warn!(%session, "a session did not answer a recall: nothing of it is accepted any more");
+                    space.disconnect(session);
                 }
             }
         }

@@ -2,8 +2,8 @@
 //!
 //! Decides only; committing the end of a session, telling ChunkServers and freeing leases is the caller's work,
 //! in that order. Invariant: a session is over only [`SessionTimes::server_silence`] after it was last heard of, which is
-//! longer than it may answer from its caches; and none that the state knew at the start of the term is over
-//! before it had that time.
+//! longer than it may answer from its caches; none that the state knew at the start of the term is over
+//! before it had that time; and none before it had it since it could be heard again.
 
 #[cfg(test)]
 mod tests;
@@ -14,6 +14,10 @@ use std::time::Duration;
 use gofs_tree::{NamespaceId, SessionId};
 
 use crate::lease::Now;
+
+/// Longest time between two looks at the clock in which whoever speaks is heard: far less than a session's time, and more than
+/// a busy processor takes.
+const LOOK_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// How long sessions are believed to live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,12 +79,25 @@ pub struct SessionState {
     pub silent: Option<Duration>,
 }
 
+/// What silence says, of sessions and of those that are to answer a recall.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hearing {
+    /// Whoever is silent could be heard.
+    Good,
+    /// Nobody could until now: all have their whole time again.
+    Back,
+    /// Nobody can.
+    Deaf,
+}
+
 /// The sessions of one term. See the module.
 #[derive(Debug)]
 pub struct SessionTable {
     times: SessionTimes,
     sessions: BTreeMap<SessionId, Session>,
     in_grace: bool,
+    /// The last look at the clock, if sessions could be heard then.
+    looked: Option<Now>,
 }
 
 impl SessionTable {
@@ -91,8 +108,8 @@ impl SessionTable {
         known: impl IntoIterator<Item = (SessionId, NamespaceId)>,
     ) -> SessionTable {
         let session = |(id, namespace)| (id, Session { namespace, heard: now, phase: Phase::Absent });
-        let mut table =
-            SessionTable { times, sessions: known.into_iter().map(session).collect(), in_grace: true };
+        let sessions = known.into_iter().map(session).collect();
+        let mut table = SessionTable { times, sessions, in_grace: true, looked: Some(now) };
         table.check_grace();
         table
     }
@@ -167,6 +184,25 @@ impl SessionTable {
     /// Whether sessions may hold leases that this server does not know of: no request may run.
     pub fn in_grace(&self) -> bool {
         self.in_grace
+    }
+
+    /// A look at the clock; `leads`: a majority has confirmed just now that this server does.
+    ///
+    /// Without a majority nobody's KeepAlive or Hello is answered, and who gets no answer gives up its connection. A server that was
+    /// stopped for a while has heard nobody either, nor read what has come. To end a session late is always safe: others wait for
+    /// what it holds, and nobody is given it before.
+    pub fn look(&mut self, now: Now, leads: bool) -> Hearing {
+        let last = std::mem::replace(&mut self.looked, leads.then_some(now));
+        if !leads {
+            return Hearing::Deaf;
+        }
+        if last.is_some_and(|last| now.saturating_sub(last) <= LOOK_PAUSE_MAX) {
+            return Hearing::Good;
+        }
+        for known in self.sessions.values_mut().filter(|known| known.phase.is_live()) {
+            known.heard = now;
+        }
+        Hearing::Back
     }
 
     /// Sessions that were silent for too long, to be fenced; each is named until [`SessionTable::begin_end`].

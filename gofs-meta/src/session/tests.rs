@@ -67,6 +67,38 @@ fn whoever_is_heard_of_lives() {
 }
 
 #[test]
+fn who_could_not_be_heard_has_its_whole_time_when_that_is_over() {
+    let mut table = table(&[B]);
+    table.opened(at(100), A, NS);
+    assert_eq!(table.look(at(101), true), Hearing::Good);
+    for secs in 102..160 {
+        assert_eq!(table.look(at(secs), false), Hearing::Deaf);
+    }
+    assert_eq!(table.look(at(160), true), Hearing::Back);
+    assert_eq!(table.overdue(at(185)), []);
+    assert_eq!(table.look(at(161), true), Hearing::Good);
+    assert!(table.heard(at(170), A));
+    assert_eq!(table.overdue(at(186)), [B], "it has had its time to come back");
+    // A server that was stopped has heard nobody.
+    for secs in 162..=190 {
+        assert_eq!(table.look(at(secs), true), Hearing::Good);
+    }
+    assert_eq!(table.look(at(250), true), Hearing::Back);
+    assert_eq!(table.overdue(at(275)), []);
+    assert_eq!(table.overdue(at(276)), [A, B]);
+}
+
+#[test]
+fn a_session_that_was_refused_before_nobody_could_be_heard_gets_no_time_by_that() {
+    let mut table = table(&[]);
+    table.opened(at(101), A, NS);
+    assert!(table.refuse(A));
+    assert_eq!(table.look(at(120), false), Hearing::Deaf);
+    assert_eq!(table.look(at(130), true), Hearing::Back);
+    assert_eq!(table.overdue(at(130)), [A], "it was over before it could be told otherwise");
+}
+
+#[test]
 fn a_session_that_is_refused_is_over_when_it_cannot_believe_in_its_caches_any_more() {
     let mut table = table(&[]);
     table.opened(at(101), A, NS);

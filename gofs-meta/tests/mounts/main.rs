@@ -6,5 +6,6 @@ mod client;
 mod coherence;
 mod life;
 mod locks;
+mod majority;
 mod slices;
 mod walk;
