@@ -115,7 +115,7 @@ async fn run(
         // What the names mean is known only when the operation runs; then they may mean something else.
         let plan = || plan(member, slice::from_ref(&edit), Numbers::ChosenHere);
         let expected = plan()?;
-        let operation = member.operate(expected.needs.clone()).await?;
+        let operation = turn(member, seq, expected.needs.clone()).await?;
         let plan = plan()?;
         if !plan.is_within(&expected) {
             continue;
@@ -150,6 +150,23 @@ async fn run(
         return Ok(Ok(show(member, operation, plan, outcome, asked)?));
     }
     Err(Refusal::Retry("the names or the quota keep changing".into()))
+}
+
+/// Waits for the turn of an edit, which may be done already and come again because its answer was lost.
+async fn turn(member: &Arc<Member>, seq: EditSeq, needs: Vec<Need>) -> Result<Operation, Refusal> {
+    if member.term.shared.group.state().is_recorded(member.session, seq)? {
+        return turn_of_done(member, needs).await;
+    }
+    member.operate(needs).await
+}
+
+/// The same of one that is done: it must not fail, or its author would make it once more under another number.
+async fn turn_of_done(member: &Arc<Member>, needs: Vec<Need>) -> Result<Operation, Refusal> {
+    member.operate_firmly(needs).await.map_err(|refusal| match refusal {
+        // Refused to end a circle of such.
+        Refusal::Fs(FsError::Stale) => Refusal::Retry("another session goes first".into()),
+        other => other,
+    })
 }
 
 /// An edit whose outcome is not known may still be committed later. Until that is settled nobody may look at what it
@@ -212,11 +229,7 @@ async fn again(
 ) -> Result<Operation, Refusal> {
     drop(operation);
     let shown = subjects(plan, outcome).into_iter().chain(plan.directories.iter().copied());
-    member.operate(shown.map(Need::read).collect()).await.map_err(|refusal| match refusal {
-        // Refused to end a circle, and the edit is done: it must not fail.
-        Refusal::Fs(FsError::Stale) => Refusal::Retry("another session goes first".into()),
-        other => other,
-    })
+    turn_of_done(member, shown.map(Need::read).collect()).await
 }
 
 /// Reads what the reply shows.

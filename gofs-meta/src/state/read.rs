@@ -169,6 +169,16 @@ impl StateStore {
         Ok(self.session(id)?.map_or(EditSeq(0), |session| session.applied))
     }
 
+    /// Whether that edit of a session was applied, and is answered with its first outcome when it comes again.
+    pub fn is_recorded(&self, id: SessionId, seq: EditSeq) -> Result<bool, FsError> {
+        let key = key::progress(id);
+        match self.fetch(&key)? {
+            Some(Record::Progress(progress)) => Ok(progress.outcomes.contains_key(&seq)),
+            Some(_) => self.misplaced(&key),
+            None => Ok(false),
+        }
+    }
+
     /// What is left of the slices of a namespace's quota, by session; those of which nothing is left are not in it.
     pub fn slices(&self, ns: NamespaceId) -> Result<Vec<(SessionId, Usage)>, FsError> {
         let mut slices = Vec::new();

@@ -61,6 +61,33 @@ async fn a_create_repeated_over_a_new_connection_happens_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_a_circle_an_edit_that_is_done_and_comes_again_is_not_the_one_that_is_refused() {
+    let server = serve().await;
+    let (a, b) = (server.mount().await, server.mount().await);
+    let (seq, op) = (a.new_seq(), create(ROOT, "once", NewNode::File));
+    let first = a.edit_as(seq, op.clone(), false, false).await.unwrap();
+    a.willing.store(true, Ordering::Relaxed);
+    b.fetch(ROOT, wire::Mode::Read).await.unwrap();
+    a.willing.store(false, Ordering::Relaxed);
+    a.fetch(ROOT, wire::Mode::Read).await.unwrap();
+    // Each keeps its acknowledgement back until its own edit, of which A's is the younger one, is answered.
+    let mut other = Box::pin(b.create(ROOT, "other"));
+    let of_a = tokio::select! {
+        asked = a.asked_for(ROOT) => asked,
+        early = &mut other => panic!("A has the root: {early:?}"),
+    };
+    let mut again = Box::pin(a.edit_as(seq, op, false, false));
+    tokio::select! {
+        refused = &mut other => assert_eq!(refused, Err(FsError::Stale)),
+        answer = &mut again => panic!("B has not forgotten the name: {answer:?}"),
+    }
+    b.asked_for(ROOT).await.answer(false);
+    assert_eq!(again.await.unwrap().ino, first.ino);
+    of_a.answer(false);
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_an_edit_that_comes_again_did_may_have_been_undone_and_is_not_to_be_kept() {
     let server = serve().await;
     let (a, b) = (server.mount().await, server.mount().await);
