@@ -12,7 +12,7 @@ use gofs_tree::{
 use super::Refusal;
 use super::answer::Answer;
 use super::connection::Member;
-use super::edits::commit_server_edits;
+use super::edits::{commit_server_edits, hold_until_known};
 use super::node::inode;
 use crate::chunks::{Location, READ_ONLY};
 use crate::lease::Need;
@@ -159,9 +159,15 @@ pub(super) async fn allocate(
     let edits =
         made.iter().map(|&(index, chunk, _)| EditOp::AddChunk { ino, index, chunk }).collect::<Vec<_>>();
     if !edits.is_empty() {
-        let results = commit_server_edits(&member, edits).await?;
+        let results = match commit_server_edits(&member, edits).await {
+            Ok(results) => results,
+            Err(refusal) => {
+                hold_until_known(member, operation);
+                return Err(refusal);
+            }
+        };
         // What went well stays: a repeated request finds it.
-        let mut refused = None;
+        let mut refused: Option<Refusal> = None;
         for ((index, chunk, mut servers), result) in made.into_iter().zip(results) {
             match result {
                 Ok(_) => {
@@ -171,11 +177,15 @@ pub(super) async fn allocate(
                     member.term.shared.chunks.assigned(chunk, FIRST_VERSION, &ids);
                     chunks.push(to_wire(index, chunk, 0, FIRST_VERSION, servers));
                 }
-                Err(error) => refused = refused.or(Some(error)),
+                // A request before this one, whose outcome was not known, was carried out after all.
+                Err(FsError::Exists) => {
+                    refused = refused.or(Some(Refusal::Retry("the file was given a chunk meanwhile".into())));
+                }
+                Err(error) => refused = refused.or(Some(error.into())),
             }
         }
-        if let Some(error) = refused {
-            return Err(error.into());
+        if let Some(refusal) = refused {
+            return Err(refusal);
         }
     }
     chunks.sort_by_key(|chunk| chunk.index);

@@ -26,6 +26,9 @@ struct Paper {
     absent: Mutex<Vec<ChunkId>>,
     fenced: Mutex<Vec<SessionId>>,
     full: Mutex<Option<FsError>>,
+    /// Nobody is told where a chunk is written while it is kept; and that somebody asks.
+    writing: tokio::sync::Mutex<()>,
+    asked: tokio::sync::Notify,
 }
 
 fn servers() -> Servers {
@@ -41,7 +44,11 @@ impl Chunks for Paper {
         Location::At { version: ChunkVersion(1), servers: servers() }
     }
     fn for_writing(&self, chunk: ChunkId, _: bool) -> BoxFuture<'_, Location> {
-        Box::pin(async move { self.for_reading(chunk) })
+        Box::pin(async move {
+            self.asked.notify_one();
+            let _told = self.writing.lock().await;
+            self.for_reading(chunk)
+        })
     }
     fn place(&self, _: u32) -> Result<Servers, FsError> {
         self.full.lock().map_or_else(|| Ok(servers()), Err)
@@ -81,7 +88,7 @@ impl LinkHandler for Quiet {
 struct World {
     paper: Arc<Paper>,
     link: Arc<Link>,
-    _one: GroupOfOne,
+    one: GroupOfOne,
 }
 
 async fn world(quota_bytes: u64) -> World {
@@ -109,7 +116,7 @@ async fn world(quota_bytes: u64) -> World {
     loop {
         let link = Link::connect(address, Arc::new(Quiet), std::time::Duration::from_secs(5)).await.unwrap();
         if link.call(&hello, Vec::new()).await.is_ok() {
-            return World { paper, link, _one: one };
+            return World { paper, link, one };
         }
         link.close();
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -173,6 +180,29 @@ async fn a_request_for_chunks_that_comes_twice_at_once_gives_the_same_chunks() {
         let (one, other) = tokio::join!(world.call(ask()), world.call(ask()));
         assert_eq!(one.unwrap().chunks, other.unwrap().chunks);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_that_the_file_was_given_by_an_earlier_request_meanwhile_is_found_by_asking_again() {
+    let world = world(0).await;
+    let ino = world.file().await;
+    let ask = |indexes: &[u32]| wire::Allocate { ino: ino.0, indexes: indexes.to_vec(), blank: Vec::new() };
+    world.call(ask(&[1])).await.unwrap();
+    let earlier = ChunkId(7);
+    let give = async {
+        let kept = world.paper.writing.lock().await;
+        world.paper.asked.notified().await;
+        let op = EditOp::AddChunk { ino, index: ChunkIndex(0), chunk: earlier };
+        let edits = vec![Edit { time: Timestamp::default(), op }];
+        let namespace = world.one.group.state().namespace_by_name("demo").unwrap().unwrap().id;
+        world.one.group.propose(Command::ServerEdits { namespace, edits }).await.unwrap();
+        world.paper.assigned(earlier, ChunkVersion(1), &[]);
+        drop(kept);
+    };
+    let ((), refused) = tokio::join!(give, world.call(ask(&[0, 1])));
+    assert_eq!(code(refused.unwrap_err()), wire::failure::Code::Retry);
+    let chunks = world.call(ask(&[0, 1])).await.unwrap().chunks;
+    assert_eq!(chunks[0].chunk, earlier.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
