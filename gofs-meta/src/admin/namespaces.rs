@@ -7,11 +7,13 @@ use std::{
 
 use gofs_proto::cluster;
 use gofs_tree::{ChunkSize, NamespaceId, ROOT_INO, Store, Timestamp};
+use tokio::sync::oneshot;
 use tonic::Status;
 
-use super::{Admin, unreadable};
+use super::{Admin, Metering, unreadable};
 use crate::{
     command::{Command, CommandOutcome, NamespaceConfig, Refusal},
+    group::ProposeError,
     heartbeat::propose_status,
     state::NamespaceRecord,
 };
@@ -59,21 +61,44 @@ pub(super) async fn set(
 ) -> Result<cluster::Namespace, Status> {
     let namespace = find(admin, &request.name)?;
     let config = configure(namespace.config, request.config.unwrap_or_default(), Some(&request.name))?;
-    // Kept until the change is committed.
-    let _metering = if namespace.config.has_more_quota_than(&config) {
+    let metering = if namespace.config.has_more_quota_than(&config) {
         let metering = admin.sessions.meter(namespace.id).await;
         Some(metering.map_err(|error| Status::unavailable(format!("not now: {error}; try again")))?)
     } else {
         None
     };
     let command = Command::SetNamespace { id: namespace.id, config };
-    match admin.group.propose(command).await.map_err(propose_status)? {
+    match commit_metered(admin, namespace.id, command, metering).await.map_err(propose_status)? {
         CommandOutcome::Refused(refusal) => Err(refused(&refusal)),
         _ => {
             tracing::info!(ns = namespace.id.0, name = request.name, ?config, "a namespace was changed");
             one(admin, &request.name)
         }
     }
+}
+
+/// Commits a change of a quota. Everything is metered until it is known what became of it, also where whoever asked has gone, or
+/// was told that this is not known: a session that makes something unmetered before could exceed the quota.
+async fn commit_metered(
+    admin: &Admin,
+    namespace: NamespaceId,
+    command: Command,
+    metering: Option<Metering>,
+) -> Result<CommandOutcome, ProposeError> {
+    let group = admin.group.clone();
+    let (tell, told) = oneshot::channel();
+    tokio::spawn(async move {
+        let term = group.leadership().borrow().term;
+        let outcome = group.propose(command).await;
+        let is_known = outcome.is_ok();
+        // Nobody may be waiting for it any more.
+        let _ = tell.send(outcome);
+        if !is_known {
+            group.settle(term, namespace).await;
+        }
+        drop(metering);
+    });
+    told.await.unwrap_or(Err(ProposeError::Shutdown))
 }
 
 /// `DeleteNamespace`: empty and unmounted, unless told otherwise; then its sessions end first.

@@ -1,11 +1,15 @@
 //! The operations on a group of one, with a session side that answers what the test says.
 
+use std::future::poll_fn;
+use std::task::Poll;
+
 use gofs_proto::cluster::CheckRequest;
 use gofs_tree::{
     ChunkId, ChunkIndex, EditOp, Ino, LeaseMode, Mode, Name, NamespaceId, NewNode, ROOT_INO, SessionId,
     Timestamp,
 };
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use super::*;
 use crate::{
@@ -19,6 +23,8 @@ use crate::{
 struct Sessions {
     ended: Mutex<Vec<NamespaceId>>,
     metered: Mutex<Vec<NamespaceId>>,
+    /// Tells when that is over.
+    metering: Mutex<Option<oneshot::Sender<()>>>,
 }
 
 impl SessionInfo for Sessions {
@@ -49,7 +55,8 @@ impl SessionInfo for Sessions {
         namespace: NamespaceId,
     ) -> std::pin::Pin<Box<dyn Future<Output = Result<Metering, FsError>> + Send + '_>> {
         self.metered.lock().push(namespace);
-        Box::pin(async { Ok(Box::new(()) as Metering) })
+        let metering = self.metering.lock().take();
+        Box::pin(async { Ok(Box::new(metering) as Metering) })
     }
     fn end_sessions(
         &self,
@@ -135,6 +142,21 @@ async fn a_namespace_is_made_once_shown_and_changed() {
     assert_eq!(listed, [set]);
     let missing = cluster::SetNamespaceRequest { name: "other".into(), config: None };
     assert_eq!(namespaces::set(&world.admin, missing).await.unwrap_err().code(), tonic::Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_new_quota_is_committed_before_metering_ends_also_where_who_asked_for_it_has_gone() {
+    let world = World::start().await;
+    world.create("demo").await.unwrap();
+    let (metering, over) = oneshot::channel();
+    *world.sessions.metering.lock() = Some(metering);
+    let config = cluster::NamespaceConfig { quota_bytes: Some(1 << 30), ..Default::default() };
+    let request = cluster::SetNamespaceRequest { name: "demo".into(), config: Some(config) };
+    let mut set = Box::pin(namespaces::set(&world.admin, request));
+    assert!(poll_fn(|cx| Poll::Ready(set.as_mut().poll(cx).is_pending())).await, "it is under way");
+    drop(set);
+    over.await.unwrap_err();
+    assert_eq!(world.admin.walk(namespaces::list).await.unwrap().namespaces[0].quota_bytes, 1 << 30);
 }
 
 #[tokio::test]

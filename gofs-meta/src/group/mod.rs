@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use gofs_proto::cluster::raft_server::RaftServer;
-use gofs_tree::{EditIndex, Encode, MetaServerId};
+use gofs_tree::{EditIndex, Encode, MetaServerId, NamespaceId};
 use gofs_wakeful::Wakeful;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
@@ -101,6 +101,8 @@ const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// before its callers are told.
 const LEASE_RETRY: Duration = Duration::from_secs(3);
 const LEASE_RETRY_PAUSE: Duration = Duration::from_millis(25);
+/// Pause between two attempts to settle what became of a command.
+const SETTLE_RETRY: Duration = Duration::from_millis(500);
 
 impl MetaGroup {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -142,6 +144,19 @@ impl MetaGroup {
                 RaftError::APIError(error) => return Err(ProposeError::Storage(error.to_string())),
             };
             self.lease_retry(&forward, until).await?;
+        }
+    }
+
+    /// Waits until it is known what became of all that was proposed in that term and not answered: a later entry of the same
+    /// leader's log settles it, and so does the end of the term. `namespace`: which such an entry is about, without any change.
+    pub async fn settle(&self, term: u64, namespace: NamespaceId) {
+        let leads = || {
+            let now = self.leadership.borrow();
+            now.role == Role::Leader && now.term == term && !self.is_stopping()
+        };
+        let barrier = || Command::ServerEdits { namespace, edits: Vec::new() };
+        while leads() && self.propose(barrier()).await.is_err() {
+            tokio::time::sleep(SETTLE_RETRY).await;
         }
     }
 

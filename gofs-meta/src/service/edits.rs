@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::slice;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use gofs_proto::{convert, session as wire};
@@ -20,9 +20,6 @@ use crate::lease::Need;
 
 /// Most edits of one request: so that a reply with the largest inline files still fits into a frame.
 const EDITS_MAX: usize = 24;
-
-/// Pause between two attempts to settle an edit whose outcome is not known.
-const BARRIER_RETRY: Duration = Duration::from_millis(500);
 
 /// What a session says about its own handles.
 #[derive(Clone, Copy)]
@@ -170,14 +167,10 @@ async fn turn_of_done(member: &Arc<Member>, needs: Vec<Need>) -> Result<Operatio
 }
 
 /// An edit whose outcome is not known may still be committed later. Until that is settled nobody may look at what it
-/// changes, or they would cache what is about to be wrong: a later entry of the same leader's log settles it, and so
-/// does the end of the term.
+/// changes, or they would cache what is about to be wrong.
 pub(super) fn hold_until_known(member: Arc<Member>, operation: Operation) {
     tokio::spawn(async move {
-        let barrier = || Command::ServerEdits { namespace: member.namespace(), edits: Vec::new() };
-        while !member.term.is_over() && member.term.shared.group.propose(barrier()).await.is_err() {
-            tokio::time::sleep(BARRIER_RETRY).await;
-        }
+        member.term.shared.group.settle(member.term.number(), member.namespace()).await;
         drop(operation);
     });
 }
