@@ -100,11 +100,14 @@ pub enum Repair {
 }
 
 impl Repair {
-    /// Whether a mount may have cached what it changes.
-    pub fn changes_the_tree(&self) -> bool {
+    /// Whether it is made only while nobody has the namespace mounted: a mount may have cached what it changes, or have moved the
+    /// sum while what it is made of was read.
+    pub fn needs_no_mount(&self) -> bool {
         matches!(
             self,
-            Repair::Count { .. }
+            Repair::Usage { .. }
+                | Repair::Sliced { .. }
+                | Repair::Count { .. }
                 | Repair::DropEntry { .. }
                 | Repair::Adopt { .. }
                 | Repair::DropReference { .. }

@@ -10,8 +10,8 @@ use crate::output::Style;
 /// `gofsctl fsck`
 #[derive(clap::Args)]
 #[command(after_help = "\
-Exit status 1 when a problem is found, or left after repairs. Without a flag nothing is changed. Repairs of names and inodes need
-the namespace unmounted everywhere.
+Exit status 1 when a problem is found, or left after repairs. Without a flag nothing is changed. Repairs of usage, names and
+inodes need the namespace unmounted everywhere.
 
 Examples:
   gofsctl fsck

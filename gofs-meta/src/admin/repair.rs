@@ -70,7 +70,7 @@ fn choose(
     chosen
 }
 
-/// Repairs of the tree apart from others: a mounted namespace refuses only them.
+/// Apart from others those that a mounted namespace refuses.
 async fn perform(
     admin: &Admin,
     namespace: NamespaceId,
@@ -78,9 +78,9 @@ async fn perform(
     repaired: &mut Vec<String>,
     refused: &mut Vec<String>,
 ) -> Result<(), Status> {
-    let (tree, others): (Chosen, Chosen) =
-        chosen.into_iter().partition(|(repair, _)| repair.changes_the_tree());
-    for kind in [others, tree] {
+    let (unmounted, others): (Chosen, Chosen) =
+        chosen.into_iter().partition(|(repair, _)| repair.needs_no_mount());
+    for kind in [others, unmounted] {
         for batch in kind.chunks(REPAIRS_MAX) {
             let repairs = batch.iter().map(|(repair, _)| repair.clone()).collect();
             match propose(admin, Command::Repair { namespace, repairs }).await? {

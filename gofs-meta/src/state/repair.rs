@@ -21,7 +21,7 @@ impl Batch<'_> {
         repairs: &[Repair],
     ) -> Result<Result<CommandOutcome, Refusal>, StateError> {
         let Some((_, config)) = self.namespace(ns)? else { return Ok(Err(Refusal::NoNamespace(ns))) };
-        if repairs.iter().any(Repair::changes_the_tree) && self.is_mounted(ns)? {
+        if repairs.iter().any(Repair::needs_no_mount) && self.is_mounted(ns)? {
             return Ok(Err(Refusal::Mounted(ns)));
         }
         let mut ended = Vec::new();

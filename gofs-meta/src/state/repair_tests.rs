@@ -156,19 +156,30 @@ fn a_chunk_belongs_to_the_file_that_refers_to_it_and_goes_where_none_does() {
 }
 
 #[test]
-fn what_mounts_may_have_cached_is_not_repaired_while_there_are_any() {
+fn what_mounts_may_have_cached_or_are_changing_is_not_repaired_while_there_are_any() {
     let dir = tempfile::tempdir().unwrap();
     let state = prepared(dir.path());
     run(&state, &edits(1, 1, 0, vec![create("file", FILE.0)]));
+    spoil(&state, |view| view.set_orphan(Ino(55), Orphan { holders: Vec::new() }));
     let before = state.digest().unwrap();
-    let repairs = vec![
+    let orphan = Repair::DropOrphan { ino: Ino(55) };
+    for repair in [
         Repair::Usage { from: (0, 2), to: (9, 9) },
+        Repair::Sliced { from: (0, 0), to: (1, 1) },
         Repair::Count { ino: FILE, count: Count::Links, from: 1, to: 2 },
-    ];
-    let refused = CommandOutcome::Refused(Refusal::Mounted(NS));
-    assert_eq!(run(&state, &Command::Repair { namespace: NS, repairs: repairs.clone() }), refused);
-    assert_eq!(state.digest().unwrap().records, before.records);
-    assert_eq!(state.usage(NS).unwrap().unwrap().0, Usage { bytes: 0, inodes: 2 }, "nor half of it");
-    let usage = Command::Repair { namespace: NS, repairs: repairs[..1].to_vec() };
-    assert_eq!(run(&state, &usage), CommandOutcome::Repaired(1));
+    ] {
+        let repairs = vec![orphan.clone(), repair];
+        let refused = CommandOutcome::Refused(Refusal::Mounted(NS));
+        assert_eq!(
+            run(&state, &Command::Repair { namespace: NS, repairs: repairs.clone() }),
+            refused,
+            "{repairs:?}"
+        );
+        assert_eq!(state.digest().unwrap().records, before.records, "nor half of it");
+    }
+    assert_eq!(state.usage(NS).unwrap().unwrap().0, Usage { bytes: 0, inodes: 2 });
+    assert_eq!(
+        run(&state, &Command::Repair { namespace: NS, repairs: vec![orphan] }),
+        CommandOutcome::Repaired(1)
+    );
 }
