@@ -8,6 +8,8 @@ mod config;
 mod leading;
 mod members;
 mod start;
+#[cfg(test)]
+mod tests;
 mod watch_members;
 
 use std::future::Future;

@@ -243,7 +243,10 @@ impl raft_server::Raft for RaftDoor {
         self.heard_a_leader();
         let (vote, committed) = (request.vote, request.leader_commit);
         let answer = self.inner.raft.append_entries(request).await.map_err(stopped)?;
-        self.inner.rejoin.appended(&vote, committed.as_ref(), self.inner.state.applied().0);
+        // What raft refused is of a leader that is none any more.
+        if answer.is_success() {
+            self.inner.rejoin.appended(&vote, committed.as_ref(), self.inner.state.applied().0);
+        }
         self.reply(&answer)
     }
 
