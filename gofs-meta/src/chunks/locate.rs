@@ -43,7 +43,8 @@ pub type Servers = Vec<(ChunkServerId, String)>;
 /// Where a chunk is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Location {
-    /// At this version on these live servers, at least one.
+    /// At this version on these live servers, at least one. On servers that are away where the chunk would pass for one that was never
+    /// written without them ([`holders_away`]): they are waited for.
     At {
         /// The committed version, or 0 where the location is good for reading only.
         version: ChunkVersion,
@@ -164,6 +165,15 @@ pub fn surer_one_is_away(view: &View<'_>, record: &Record, entry: &Entry) -> boo
     let mut unseen = unseen.filter(|server| entry.on(server.id).is_none());
     surer.any(|replica| view.servers.get(replica.server).is_some_and(is_away))
         || !knows_all(record, entry) && unseen.any(|server| server.is_alive() || is_away(server))
+}
+
+/// Of the servers that said in this term that they have the chunk as it was committed, or as it is about to be, those that are
+/// away: its bytes come back with them. `None` where no server said so: the chunk may only have been promised.
+pub fn holders_away(view: &View<'_>, record: &Record, entry: &Entry) -> Option<Servers> {
+    let told = entry.replicas.iter().filter(|replica| replica.confirmed && replica.version >= record.version);
+    let told: Vec<&Replica> = told.filter(|replica| !replica.corrupt).collect();
+    let away = told.iter().copied().filter(|replica| !view.servers.is_alive(replica.server));
+    (!told.is_empty()).then(|| addresses(view, without_doubt(away.collect()).into_iter()))
 }
 
 /// Whether every replica that there can be at the committed version is known.

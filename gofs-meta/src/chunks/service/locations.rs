@@ -12,49 +12,55 @@ use super::{
     changing::{Changed, Changing},
 };
 use crate::{
-    chunks::{Location, Servers, Wanted, Write, leader::Leader, locate, locate_to_write, placement},
+    chunks::{
+        Location, READ_ONLY, Servers, Wanted, Write, holders_away, leader::Leader, locate, locate_to_write,
+        placement,
+    },
     state::ChunkRecord,
 };
 
 impl ChunkService {
-    /// Replicas to read from, at version 0 ([`READ_ONLY`](crate::chunks::READ_ONLY)) where they may not be
-    /// written to as they are. Says [`Location::Wait`] where nothing is known yet: answer RETRY, never "lost".
+    /// Replicas to read from, at version 0 ([`READ_ONLY`]) where they may not be written to as they are. Says
+    /// [`Location::Wait`] where nothing is known yet: answer RETRY, never "lost".
     pub fn for_reading(&self, chunk: ChunkId) -> Location {
         let Some(record) = self.record(chunk) else { return Location::NoChunk };
-        let location = {
+        let (location, away) = {
             let leader = self.leader.lock();
             if leader.term == 0 {
                 return Location::Wait;
             }
-            locate(
-                &leader.view(&self.config, Instant::now()),
-                &(&record).into(),
-                leader.directory.entry(chunk),
-            )
+            let (view, known) = (leader.view(&self.config, Instant::now()), (&record).into());
+            let entry = leader.directory.entry(chunk);
+            let location = locate(&view, &known, entry);
+            let entry = entry.filter(|_| location == Location::Absent { may_return: true });
+            (location, entry.and_then(|entry| holders_away(&view, &known, entry)))
         };
-        self.or_unwritten(location, &record)
+        match away.filter(|_| self.is_unwritten(&record)) {
+            // Shown without replicas it would read as zeros.
+            Some(away) if away.is_empty() => Location::Wait,
+            Some(away) => Location::At { version: READ_ONLY, servers: away },
+            None => self.or_unwritten(location, &record),
+        }
     }
 
     /// Replicas to write to. Where some that may hold the version are away it is raised on the others
     /// first, so that those away cannot come back as current without the write. An old chunk
-    /// that nobody ever wrote and nobody has is placed anew; where it is `blank`, also if a server that is away may have it, or those that
-    /// were to have it do not say so: nothing in it was ever acknowledged to the one session that may write it. [`Location::Wait`]: answer RETRY.
+    /// that nobody ever wrote and nobody has is placed anew; where it is `blank`, also if those that were to have it do not say so, or
+    /// are away and never did: nothing in it was ever acknowledged to the one session that may write it. What another one wrote
+    /// that ended before it committed may have been read, and synced. [`Location::Wait`]: answer RETRY.
     pub async fn for_writing(&self, chunk: ChunkId, blank: bool) -> Location {
         let Some(record) = self.record(chunk) else { return Location::NoChunk };
-        let write = {
-            let leader = self.leader.lock();
-            if leader.term == 0 || leader.changing.contains(&chunk) {
-                return Location::Wait;
-            }
-            locate_to_write(
-                &leader.view(&self.config, Instant::now()),
-                &(&record).into(),
-                leader.directory.entry(chunk),
-            )
-        };
-        match write {
+        if self.leader.lock().changing.contains(&chunk) {
+            return Location::Wait;
+        }
+        match self.find_to_write(chunk, &record, blank) {
+            Write::Raise | Write::There(Location::Unwritten) => {}
+            Write::There(location) => return location,
+        }
+        let Some(changing) = Changing::begin(self, chunk) else { return Location::Wait };
+        // Servers may have told of it since.
+        match self.find_to_write(chunk, &record, blank) {
             Write::Raise => {
-                let Some(changing) = Changing::begin(self, chunk) else { return Location::Wait };
                 let unseen = self.never_seen(chunk, &record);
                 match changing.replicas(Wanted::default()).await {
                     Changed::Committed { version, holders, .. } => {
@@ -67,16 +73,33 @@ impl ChunkService {
                     Changed::NoSurvivor | Changed::Lost => Location::Wait,
                 }
             }
-            Write::There(location) => match self.or_unwritten(location, &record) {
-                Location::Absent { may_return: true } if !(blank && self.is_unwritten(&record)) => {
-                    Location::Absent { may_return: true }
-                }
-                Location::Unwritten | Location::Absent { may_return: true } => {
-                    let Some(changing) = Changing::begin(self, chunk) else { return Location::Wait };
-                    self.anew(&changing, &record).await
-                }
-                location => location,
-            },
+            Write::There(Location::Unwritten) => self.anew(&changing, &record).await,
+            Write::There(location) => location,
+        }
+    }
+
+    /// Says [`Location::Unwritten`] where the chunk is to be placed anew.
+    fn find_to_write(&self, chunk: ChunkId, record: &ChunkRecord, blank: bool) -> Write {
+        let (write, seen) = {
+            let leader = self.leader.lock();
+            if leader.term == 0 {
+                return Write::There(Location::Wait);
+            }
+            let (view, known) = (leader.view(&self.config, Instant::now()), record.into());
+            let entry = leader.directory.entry(chunk);
+            let seen = entry.is_some_and(|entry| holders_away(&view, &known, entry).is_some());
+            (locate_to_write(&view, &known, entry), seen)
+        };
+        match write {
+            // A leader to whom nobody told of the chunk has waited for servers until it settled, as long as a repair does. More it
+            // cannot know: a writer that waited on would wait for a lost server for ever.
+            Write::There(Location::Absent { may_return: true })
+                if blank && !seen && self.is_unwritten(record) =>
+            {
+                Write::There(Location::Unwritten)
+            }
+            Write::There(location) => Write::There(self.or_unwritten(location, record)),
+            Write::Raise => Write::Raise,
         }
     }
 

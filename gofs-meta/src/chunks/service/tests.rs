@@ -532,6 +532,36 @@ async fn a_chunk_that_its_writer_calls_blank_is_placed_anew_as_often_as_it_must_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_that_nobody_committed_are_waited_for_while_the_servers_that_have_them_are_away() {
+    let mut meta = Meta::start().await;
+    let mut servers = fakes(&meta, 1..=3).await;
+    meta.make_file(2).await;
+    let (chunk, version) = (ChunkId(1), ChunkVersion(1));
+    meta.one.edit(EditOp::AddChunk { ino: FILE, index: ChunkIndex(0), chunk }).await;
+    let placed = [servers[0].id, servers[1].id];
+    meta.chunks.assigned(chunk, version, &placed);
+    // Its writer ended before it committed, and another mount may have read and synced what it wrote.
+    for server in &servers[..2] {
+        server.put(chunk, version).await;
+    }
+    until("both have told of it", || placed.iter().all(|id| has_told(&meta, *id, chunk))).await;
+    let held: Vec<_> = servers.drain(..2).map(|server| (server.id, server.held.clone())).collect();
+    until("both are away", || placed.iter().all(|id| !meta.chunks.leader.lock().servers.is_alive(*id))).await;
+    let Location::At { version: READ_ONLY, servers: found } = meta.chunks.for_reading(chunk) else {
+        panic!("it reads as zeros: {:?}", meta.chunks.for_reading(chunk))
+    };
+    assert_eq!(found.iter().map(|(id, _)| *id).collect::<Vec<_>>(), placed);
+    assert_eq!(meta.chunks.for_writing(chunk, true).await, Location::Absent { may_return: true });
+    for (id, held) in held {
+        servers.push(Fake::start(&meta, id.0, held, meta.cluster()).await.unwrap());
+    }
+    until("they are back", || placed.iter().all(|id| meta.chunks.leader.lock().servers.is_alive(*id))).await;
+    until("all have listed their chunks", || meta.chunks.for_reading(chunk) != Location::Wait).await;
+    let Location::At { servers: found, .. } = meta.chunks.for_writing(chunk, true).await else { panic!() };
+    assert!(found.iter().all(|(id, _)| placed.contains(id)), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_corrupt_replica_is_replaced_and_then_deleted() {
     let mut meta = Meta::start().await;
     let servers = fakes(&meta, 1..=3).await;
