@@ -14,6 +14,7 @@ use super::answer::Answer;
 use super::connection::Member;
 use super::edits::{commit_server_edits, hold_until_known};
 use super::node::inode;
+use super::operation::Operation;
 use crate::chunks::{Location, READ_ONLY};
 use crate::lease::Need;
 use crate::state::{ChunkRecord, TreeView};
@@ -217,7 +218,8 @@ fn own_chunk(member: &Member, chunk: ChunkId) -> Result<ChunkRecord, Refusal> {
 }
 
 /// Servers did not take a write: the chunk goes on without them. No lease is looked at: the writer has it, and the
-/// version decides between two that ask.
+/// version decides between two that ask. But a chunk that is called blank may be placed anew, and what was written to it meanwhile
+/// would be gone: nobody is told where it is before that is done, whether its writer has given up waiting or not.
 pub(super) async fn replica_failed(
     member: Arc<Member>,
     request: wire::ReplicaFailed,
@@ -225,6 +227,7 @@ pub(super) async fn replica_failed(
 ) -> Result<(), Refusal> {
     let (chunk, index) = (ChunkId(request.chunk), ChunkIndex(request.index));
     let ino = convert::ino(request.ino)?;
+    let _operation = if request.blank { Some(alone_at(&member, ino).await?) } else { None };
     let record = own_chunk(&member, chunk)?;
     if (record.ino, record.index) != (ino, index) {
         return Err(FsError::Stale.into());
@@ -237,6 +240,16 @@ pub(super) async fn replica_failed(
     let chunk = Some(to_wire(index, chunk, blocks_4k, version, replicas));
     answer.send(&wire::ReplicaFailedReply { chunk });
     Ok(())
+}
+
+/// Nobody else looks at the file or changes it before what is returned is dropped.
+async fn alone_at(member: &Member, ino: Ino) -> Result<Operation, Refusal> {
+    // An acknowledgement may need the flush that this is for.
+    member.operate_firmly(vec![Need::change(ino)]).await.map_err(|refusal| match refusal {
+        // Refused to end a circle. Its writer would take that for the end of the chunk.
+        Refusal::Fs(FsError::Stale) => Refusal::Retry("another session's operation goes first".into()),
+        other => other,
+    })
 }
 
 /// A read found bad bytes, or no chunk.

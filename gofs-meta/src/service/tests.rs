@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use gofs_proto::frame::Frame;
+use gofs_proto::kind::Request;
 use gofs_proto::session as wire;
 use gofs_proto::{CallError, Link, LinkHandler, PROTOCOL_VERSION, convert, door};
 use gofs_tree::{
@@ -85,9 +86,25 @@ impl LinkHandler for Quiet {
     fn on_close(&self, _: &Arc<Link>) {}
 }
 
+/// Gives back what it is asked for, and remembers what that was.
+#[derive(Default)]
+struct Recalled(Mutex<Vec<Ino>>);
+
+impl LinkHandler for Recalled {
+    fn on_request(&self, link: &Arc<Link>, request: Frame) {
+        if request.kind == wire::Recall::KIND {
+            let recall = <wire::Recall as prost::Message>::decode(request.header).unwrap();
+            self.0.lock().push(Ino(recall.ino));
+        }
+        link.reply::<wire::Recall>(request.id, &wire::RecallReply { open: false }, Vec::new());
+    }
+    fn on_close(&self, _: &Arc<Link>) {}
+}
+
 struct World {
     paper: Arc<Paper>,
     link: Arc<Link>,
+    address: SocketAddr,
     one: GroupOfOne,
 }
 
@@ -107,6 +124,10 @@ async fn world(quota_bytes: u64) -> World {
             service.accept(stream).unwrap();
         }
     });
+    World { paper, link: mount(address, Arc::new(Quiet)).await, address, one }
+}
+
+async fn mount(address: SocketAddr, handler: Arc<dyn LinkHandler>) -> Arc<Link> {
     let hello = wire::Hello {
         version: PROTOCOL_VERSION,
         oldest_version: PROTOCOL_VERSION,
@@ -114,9 +135,9 @@ async fn world(quota_bytes: u64) -> World {
         ..Default::default()
     };
     loop {
-        let link = Link::connect(address, Arc::new(Quiet), std::time::Duration::from_secs(5)).await.unwrap();
+        let link = Link::connect(address, handler.clone(), std::time::Duration::from_secs(5)).await.unwrap();
         if link.call(&hello, Vec::new()).await.is_ok() {
-            return World { paper, link, one };
+            return link;
         }
         link.close();
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -124,7 +145,7 @@ async fn world(quota_bytes: u64) -> World {
 }
 
 impl World {
-    async fn call<R: gofs_proto::kind::Request>(&self, request: R) -> Result<R::Reply, CallError> {
+    async fn call<R: Request>(&self, request: R) -> Result<R::Reply, CallError> {
         self.link.call(&request, Vec::new()).await.map(|(reply, _)| reply)
     }
 
@@ -301,6 +322,29 @@ async fn a_failed_replica_is_left_out_of_ones_own_chunks_only() {
         [wire::ReplicaFailed { chunk: 99, ..failed.clone() }, wire::ReplicaFailed { index: 1, ..failed }]
     {
         assert_eq!(code(world.call(wrong).await.unwrap_err()), wire::failure::Code::Fs);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_told_where_a_chunk_is_that_its_writer_calls_blank_before_it_has_a_place() {
+    let world = world(0).await;
+    let ino = world.file().await;
+    let allocate = wire::Allocate { ino: ino.0, indexes: vec![0], blank: Vec::new() };
+    let chunk = world.call(allocate).await.unwrap().chunks.remove(0);
+    let (recalled, fetch) = (Arc::new(Recalled::default()), wire::Fetch { ino: ino.0, want: 1 });
+    let other = mount(world.address, recalled.clone()).await;
+    for (blank, expected) in [(false, Vec::new()), (true, vec![ino])] {
+        other.call(&fetch, Vec::new()).await.unwrap();
+        let failed = wire::ReplicaFailed {
+            ino: ino.0,
+            index: 0,
+            chunk: chunk.chunk,
+            version: 1,
+            servers: vec![1],
+            blank,
+        };
+        world.call(failed).await.unwrap();
+        assert_eq!(*recalled.0.lock(), expected, "blank: {blank}");
     }
 }
 

@@ -56,10 +56,9 @@ impl ChunkService {
     ) -> Result<(ChunkVersion, Servers), FsError> {
         let chunk = changing.chunk();
         tracing::warn!(chunk = chunk.0, version = record.version.0, ?failed, "replicas failed in a write");
-        let unseen = self.never_seen(chunk, record);
         match changing.replicas(Wanted { without: failed, ..Wanted::default() }).await {
             Changed::Committed { version, holders, .. } => Ok((version, self.addresses(&holders))),
-            Changed::NoSurvivor if blank && unseen && self.someone_lacks(chunk, record, failed) => {
+            Changed::NoSurvivor if blank && self.is_to_be_placed(chunk, record, failed) => {
                 changing.place_anew(record, failed).await
             }
             // Servers have not had the time to say what they have.
@@ -150,9 +149,22 @@ impl ChunkService {
         self.leader.lock().directory.cleared(server, chunk);
     }
 
+    /// Whether a blank chunk of which no replica could be raised gets another place: nobody ever had it, and a live server outside
+    /// `failed` that was promised it still has not got it, after it was asked, so nothing was ever acknowledged on all of them.
+    /// To be asked while nobody else changes the chunk and right before that is done: servers tell of it, and flushes are committed,
+    /// while others are asked.
+    pub(super) fn is_to_be_placed(
+        &self,
+        chunk: ChunkId,
+        record: &ChunkRecord,
+        failed: &[ChunkServerId],
+    ) -> bool {
+        self.never_seen(chunk, record) && self.someone_lacks(chunk, record, failed)
+    }
+
     /// Whether the chunk was placed in this term, is as it was placed, and neither a server nor a
     /// flush ever said that there are bytes in it. What is older than where it was placed last does not count.
-    pub(super) fn never_seen(&self, chunk: ChunkId, record: &ChunkRecord) -> bool {
+    fn never_seen(&self, chunk: ChunkId, record: &ChunkRecord) -> bool {
         let leader = self.leader.lock();
         let new = leader.directory.entry(chunk).is_some_and(|entry| {
             entry.placed.is_some_and(|(version, _)| version == record.version)
@@ -166,14 +178,8 @@ impl ChunkService {
         new && self.is_unwritten(record)
     }
 
-    /// Whether a live server outside `failed` was promised the chunk and, after it was asked, still has
-    /// not got it: so nothing was ever acknowledged on all of them.
-    pub(super) fn someone_lacks(
-        &self,
-        chunk: ChunkId,
-        record: &ChunkRecord,
-        failed: &[ChunkServerId],
-    ) -> bool {
+    /// Whether a live server outside `failed` was promised the chunk and has not told that it has it.
+    fn someone_lacks(&self, chunk: ChunkId, record: &ChunkRecord, failed: &[ChunkServerId]) -> bool {
         let leader = self.leader.lock();
         leader.directory.entry(chunk).is_some_and(|entry| {
             entry.replicas.iter().any(|replica| {

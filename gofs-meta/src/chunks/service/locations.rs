@@ -60,19 +60,16 @@ impl ChunkService {
         let Some(changing) = Changing::begin(self, chunk) else { return Location::Wait };
         // Servers may have told of it since.
         match self.find_to_write(chunk, &record, blank) {
-            Write::Raise => {
-                let unseen = self.never_seen(chunk, &record);
-                match changing.replicas(Wanted::default()).await {
-                    Changed::Committed { version, holders, .. } => {
-                        Location::At { version, servers: self.addresses(&holders) }
-                    }
-                    // Those that are there were promised the chunk and say that nobody ever wrote it.
-                    Changed::NoSurvivor if blank && unseen && self.someone_lacks(chunk, &record, &[]) => {
-                        self.anew(&changing, &record).await
-                    }
-                    Changed::NoSurvivor | Changed::Lost => Location::Wait,
+            Write::Raise => match changing.replicas(Wanted::default()).await {
+                Changed::Committed { version, holders, .. } => {
+                    Location::At { version, servers: self.addresses(&holders) }
                 }
-            }
+                // Those that are there were promised the chunk and say that nobody ever wrote it.
+                Changed::NoSurvivor if blank && self.is_to_be_placed(chunk, &record, &[]) => {
+                    self.anew(&changing, &record).await
+                }
+                Changed::NoSurvivor | Changed::Lost => Location::Wait,
+            },
             Write::There(Location::Unwritten) => self.anew(&changing, &record).await,
             Write::There(location) => location,
         }

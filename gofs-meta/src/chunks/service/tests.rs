@@ -562,6 +562,36 @@ async fn bytes_that_nobody_committed_are_waited_for_while_the_servers_that_have_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_server_tells_while_it_is_decided_whether_a_chunk_is_placed_anew_counts() {
+    let mut meta = Meta::start().await;
+    let mut servers = fakes(&meta, 1..=4).await;
+    meta.make_file(3).await;
+    let version = ChunkVersion(1);
+    for (index, chunk) in [ChunkId(1), ChunkId(2)].into_iter().enumerate() {
+        let index = ChunkIndex(index as u32);
+        meta.one.edit(EditOp::AddChunk { ino: FILE, index, chunk }).await;
+        let placed: Vec<ChunkServerId> = servers[..3].iter().map(|server| server.id).collect();
+        meta.chunks.assigned(chunk, version, &placed);
+    }
+    let failed = [servers.remove(0).id];
+    until("it is gone", || !meta.chunks.leader.lock().servers.is_alive(failed[0])).await;
+    // One does not answer in time, and tells meanwhile that it took the first write. The other one has nothing.
+    servers[0].held.lock().mute = true;
+    let (late, chunks) = (servers[0].id, &meta.chunks);
+    let tells = async |chunk| {
+        let is_asked = || chunks.leader.lock().directory.entry(chunk).is_some_and(|it| it.asked > version);
+        until("the servers are asked", is_asked).await;
+        servers[0].put(chunk, version).await;
+        until("it has told of it", || has_told(&meta, late, chunk)).await;
+    };
+    let reported = chunks.replica_failed(ChunkId(1), version, &failed, true);
+    assert_eq!(tokio::join!(reported, tells(ChunkId(1))).0, Err(gofs_tree::FsError::Busy));
+    let asked = chunks.for_writing(ChunkId(2), true);
+    assert_eq!(tokio::join!(asked, tells(ChunkId(2))).0, Location::Wait);
+    assert_eq!((committed(&meta, ChunkId(1)), committed(&meta, ChunkId(2))), (version, version));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_corrupt_replica_is_replaced_and_then_deleted() {
     let mut meta = Meta::start().await;
     let servers = fakes(&meta, 1..=3).await;
