@@ -39,7 +39,7 @@ pub(super) async fn serve(
     let sequence = Sequence { first: EditSeq(request.first_seq), answered: EditSeq(request.answered_seq) };
     let (operation, results) = commit(&member, sequence, &edits).await?;
     let shown = Shown::read(&member, &edits, &results)?;
-    chunk_map::placed(&member, &request.placed, &shown.chunks)?;
+    chunk_map::placed(&member, &request.placed, &shown.chunks).await?;
     operation.finish(|grants| {
         for &ino in &shown.gone {
             grants.leases.forget_inode(ino);

@@ -194,17 +194,27 @@ pub(super) async fn allocate(
     Ok(())
 }
 
-/// Remembers where its author put the chunks that a batch gave to files, where that is news.
-pub(super) fn placed(member: &Member, placed: &[wire::Placed], added: &[ChunkId]) -> Result<(), Refusal> {
+/// Remembers where its author put the chunks that a batch gave to files, where that is news: on all these servers, although the
+/// namespace may ask for fewer since they were chosen. The record says then that fewer can have it, which a later leader would
+/// believe: the version is moved, and as many as have it are committed with it.
+pub(super) async fn placed(
+    member: &Member,
+    placed: &[wire::Placed],
+    added: &[ChunkId],
+) -> Result<(), Refusal> {
+    let chunks = &member.term.shared.chunks;
     for placed in placed.iter().filter(|placed| added.contains(&ChunkId(placed.chunk))) {
         let chunk = ChunkId(placed.chunk);
         let record = own_chunk(member, chunk)?;
-        if record.version == FIRST_VERSION {
-            // The namespace may ask for fewer since they were chosen: the record says how many can have it.
-            let copies = record.copies.max(1) as usize;
-            let servers: Vec<ChunkServerId> =
-                placed.servers.iter().copied().map(ChunkServerId).take(copies).collect();
-            member.term.shared.chunks.assigned(chunk, FIRST_VERSION, &servers);
+        if record.version != FIRST_VERSION {
+            continue;
+        }
+        let servers: Vec<ChunkServerId> = placed.servers.iter().copied().map(ChunkServerId).collect();
+        chunks.assigned(chunk, FIRST_VERSION, &servers);
+        if servers.len() > record.copies as usize
+            && let Err(error) = chunks.replica_failed(chunk, FIRST_VERSION, &[], false).await
+        {
+            tracing::warn!(chunk = chunk.0, %error, "it is not recorded on how many servers a chunk is");
         }
     }
     Ok(())

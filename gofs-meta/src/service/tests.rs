@@ -24,6 +24,10 @@ use crate::session::SessionTimes;
 #[derive(Default)]
 struct Paper {
     assigned: Mutex<Vec<ChunkId>>,
+    /// Where the last one was said to be.
+    place: Mutex<Vec<ChunkServerId>>,
+    /// Chunks whose version was moved.
+    moved: Mutex<Vec<ChunkId>>,
     absent: Mutex<Vec<ChunkId>>,
     fenced: Mutex<Vec<SessionId>>,
     full: Mutex<Option<FsError>>,
@@ -54,16 +58,18 @@ impl Chunks for Paper {
     fn place(&self, _: u32) -> Result<Servers, FsError> {
         self.full.lock().map_or_else(|| Ok(servers()), Err)
     }
-    fn assigned(&self, chunk: ChunkId, _: ChunkVersion, _: &[ChunkServerId]) {
+    fn assigned(&self, chunk: ChunkId, _: ChunkVersion, servers: &[ChunkServerId]) {
         self.assigned.lock().push(chunk);
+        *self.place.lock() = servers.to_vec();
     }
     fn replica_failed<'a>(
         &'a self,
-        _: ChunkId,
+        chunk: ChunkId,
         version: ChunkVersion,
         failed: &'a [ChunkServerId],
         _: bool,
     ) -> BoxFuture<'a, Result<(ChunkVersion, Servers), FsError>> {
+        self.moved.lock().push(chunk);
         let left = servers().into_iter().filter(|(server, _)| !failed.contains(server)).collect();
         Box::pin(async move { Ok((version.next(), left)) })
     }
@@ -346,6 +352,31 @@ async fn nobody_is_told_where_a_chunk_is_that_its_writer_calls_blank_before_it_h
         world.call(failed).await.unwrap();
         assert_eq!(*recalled.0.lock(), expected, "blank: {blank}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_servers_that_a_writer_gave_a_chunk_to_count_although_fewer_are_asked_for_by_then() {
+    let world = world(0).await;
+    let ino = world.file().await;
+    let reserved = world.call(wire::ReserveChunks { count: 2 }).await.unwrap().chunks;
+    let add = |first_seq, index: usize| {
+        let chunk = reserved[index].chunk;
+        let op = EditOp::AddChunk { ino, index: ChunkIndex(index as u32), chunk: ChunkId(chunk) };
+        wire::Batch {
+            first_seq,
+            answered_seq: first_seq - 1,
+            edits: vec![convert::edit_to_wire(&Edit { time: Timestamp::default(), op })],
+            placed: vec![wire::Placed { chunk, servers: vec![1, 2] }],
+        }
+    };
+    world.call(add(2, 0)).await.unwrap();
+    assert_eq!(*world.paper.moved.lock(), []);
+    let id = world.one.group.state().namespace_by_name("demo").unwrap().unwrap().id;
+    let config = NamespaceConfig { replicas: 1, ..NamespaceConfig::default() };
+    world.one.group.propose(Command::SetNamespace { id, config }).await.unwrap();
+    world.call(add(3, 1)).await.unwrap();
+    assert_eq!(*world.paper.place.lock(), [ChunkServerId(1), ChunkServerId(2)]);
+    assert_eq!(*world.paper.moved.lock(), [ChunkId(reserved[1].chunk)], "a later leader knows, too");
 }
 
 #[tokio::test(flavor = "multi_thread")]
