@@ -11,7 +11,8 @@
 //! 2. if a replica is to be made: the target copies from them at that version;
 //! 3. if another replica is to be given up for it: raise all but that one once more, which leaves it behind;
 //! 4. commit. Copy failed: raise once more (a late copy is stale then), commit without it. Somebody did not answer
-//!    the raise that leaves a replica behind: raise the others together with that one, nothing is given up.
+//!    the raise that leaves a replica behind: raise the others together with that one, nothing is given up. Nor is anything
+//!    where somebody did not answer before.
 //!
 //! Replicas in doubt (they may lack acknowledged writes) are left behind by every change, beside others or beside the
 //! one of them that wins: a raise ends the doubt on a server, so it must never reach two that may differ.
@@ -71,6 +72,8 @@ pub enum Step {
 pub struct Wanted<'a> {
     /// Servers whose replicas are left out.
     pub without: &'a [ChunkServerId],
+    /// Servers whose replicas are left out, too, but stay where another does not answer.
+    pub spare: &'a [ChunkServerId],
     /// A server that gets a copy.
     pub target: Option<ChunkServerId>,
     /// A server whose replica is given up once the copy is made, and stays where it is not.
@@ -93,6 +96,7 @@ pub struct Change {
     committed: ChunkVersion,
     to: ChunkVersion,
     asked: Vec<ChunkServerId>,
+    spare: Vec<(ChunkServerId, ChunkVersion)>,
     target: Option<ChunkServerId>,
     leaving: Option<ChunkServerId>,
     phase: Phase,
@@ -125,13 +129,19 @@ impl Change {
         let staying: Vec<&Replica> = staying.filter(|replica| !(sure && replica.doubtful)).collect();
         let staying = without_doubt(newest_of(staying));
         let doubtful = staying.iter().any(|replica| replica.doubtful);
-        let staying = staying.into_iter().map(|it| (it.server, it.version)).collect();
+        let staying = staying.into_iter().map(|it| (it.server, it.version));
+        let (mut spare, mut staying): (Vec<_>, Vec<_>) =
+            staying.partition(|(server, _)| wanted.spare.contains(server));
+        if staying.is_empty() {
+            staying.append(&mut spare);
+        }
         let known = entry.replicas.iter().map(|replica| replica.version).max().unwrap_or(record.version);
         let mut change = Change {
             term,
             committed: record.version,
             to: known.max(entry.asked).max(record.version),
             asked: Vec::new(),
+            spare,
             target: wanted.target,
             leaving: wanted.leaving,
             phase: Phase::Raise,
@@ -156,7 +166,11 @@ impl Change {
             return Step::NoSurvivor;
         }
         if stay.len() < self.asked.len() {
-            return self.raise(self.at_present(stay), true);
+            // One replica less: no other is given up.
+            self.leaving = None;
+            let mut servers = self.at_present(stay);
+            servers.append(&mut self.spare);
+            return self.raise(servers, true);
         }
         match self.target {
             Some(target) => {
@@ -215,5 +229,85 @@ impl Change {
 
     fn commit(&self) -> Step {
         Step::Commit { from: self.committed, to: self.to, holders: self.asked.clone(), copied: self.copied }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeMap,
+        time::{Duration, Instant},
+    };
+
+    use gofs_tree::ChunkId;
+
+    use super::*;
+    use crate::chunks::{Directory, ServerTable};
+
+    const CHUNK: ChunkId = ChunkId(1);
+    const A: ChunkServerId = ChunkServerId(1);
+    const B: ChunkServerId = ChunkServerId(2);
+    const C: ChunkServerId = ChunkServerId(3);
+
+    /// A change of a chunk that is on these servers, all of which are alive.
+    fn start(holders: &[ChunkServerId], goal: u32, wanted: Wanted<'_>) -> (Change, Step) {
+        let (mut servers, mut directory) = (ServerTable::default(), Directory::default());
+        let (version, now) = (ChunkVersion(5), Instant::now());
+        for id in [A, B, C] {
+            servers.connected(id, format!("10.0.0.{}:1", id.0), BTreeMap::new(), id.0, now);
+        }
+        for id in holders {
+            directory.holds(*id, CHUNK, version, now);
+        }
+        let view = View {
+            servers: &servers,
+            began: now,
+            now,
+            settled: true,
+            write_patience: Duration::from_secs(3),
+            restoring: false,
+            repair_after: Duration::from_secs(15),
+        };
+        let record = Record { version, copies: holders.len() as u32, goal, deleted: false };
+        Change::start(1, &record, directory.entry(CHUNK).unwrap(), &view, wanted)
+    }
+
+    fn asked(step: &Step) -> Vec<ChunkServerId> {
+        let Step::Raise { servers, .. } = step else { panic!("{step:?}") };
+        servers.iter().map(|(server, _)| *server).collect()
+    }
+
+    fn committed(step: &Step) -> Vec<ChunkServerId> {
+        let Step::Commit { holders, .. } = step else { panic!("{step:?}") };
+        holders.clone()
+    }
+
+    #[test]
+    fn a_replica_that_moves_stays_where_another_does_not_answer() {
+        let wanted = Wanted { target: Some(C), leaving: Some(B), ..Wanted::default() };
+        let (mut change, step) = start(&[A, B], 2, wanted);
+        assert_eq!(asked(&step), [A, B]);
+        assert_eq!(asked(&change.answered(&[B])), [B]);
+        assert!(matches!(change.answered(&[B]), Step::Copy { target: C, .. }));
+        assert_eq!(committed(&change.answered(&[C])), [B, C]);
+
+        let (mut change, _) = start(&[A, B], 2, wanted);
+        change.answered(&[A, B]);
+        assert_eq!(asked(&change.answered(&[C])), [A, C], "all did");
+        assert_eq!(committed(&change.answered(&[A, C])), [A, C]);
+    }
+
+    #[test]
+    fn a_replica_too_many_stays_where_another_does_not_answer() {
+        let wanted = Wanted { spare: &[C], ..Wanted::default() };
+        let (mut change, step) = start(&[A, B, C], 2, wanted);
+        assert_eq!(asked(&step), [A, B]);
+        let Step::Raise { servers, to, .. } = change.answered(&[B]) else { panic!() };
+        assert_eq!(servers.iter().map(|(server, _)| *server).collect::<Vec<_>>(), [B, C]);
+        assert!(servers[0].1 > ChunkVersion(5) && servers[1].1 == ChunkVersion(5) && to > servers[0].1);
+        assert_eq!(committed(&change.answered(&[B, C])), [B, C]);
+
+        let (mut change, _) = start(&[A, B, C], 2, wanted);
+        assert_eq!(committed(&change.answered(&[A, B])), [A, B], "all did");
     }
 }

@@ -487,8 +487,8 @@ impl Cluster {
             for &(server, version) in &verdict.delete {
                 self.send(Errand::Delete { server, chunk, version });
             }
-            if let Some(without) = verdict.raise_without.clone() {
-                self.run_change(chunk, Wanted { without: &without, ..Wanted::default() });
+            if let Some(spare) = &verdict.raise_without {
+                self.give_up(chunk, verdict.current, spare);
             }
             if verdict.forget {
                 self.state.remove(&chunk);
@@ -530,26 +530,39 @@ impl Cluster {
         }
     }
 
+    /// Has replicas left behind that are corrupt, in doubt, or more than the goal.
+    fn give_up(&mut self, chunk: ChunkId, current: u32, spare: &[ChunkServerId]) {
+        let unanswered = self.unanswered;
+        let done = self.run_change(chunk, Wanted { spare, ..Wanted::default() });
+        if done && !spare.is_empty() && current > self.state[&chunk].record.goal {
+            self.check_as_many(chunk, current, unanswered);
+        }
+    }
+
     fn make(&mut self, copy: &Copy) -> bool {
-        let truth = &self.state[&copy.chunk];
-        let (goal, committed) = (truth.record.goal, truth.record.version);
+        let committed = self.state[&copy.chunk].record.version;
         let before = self.current(copy.chunk);
         let unanswered = self.unanswered;
-        let wanted = Wanted { without: &[], target: Some(copy.target), leaving: copy.leaving };
+        let wanted = Wanted { target: Some(copy.target), leaving: copy.leaving, ..Wanted::default() };
         let done = self.run_change(copy.chunk, wanted);
         let moved = done && copy.leaving.is_some();
         let undisturbed = self.state.get(&copy.chunk).is_some_and(|truth| truth.record.version != committed);
-        // Who does not answer is left behind by any change. Where all did there is no reason to have fewer.
-        if moved && undisturbed && self.unanswered == unanswered {
+        if moved && undisturbed {
             self.moves += 1;
-            let after = self.current(copy.chunk);
-            assert!(
-                after >= before.min(goal),
-                "{before} replicas became {after}: {}",
-                self.story(copy.chunk)
-            );
+            self.check_as_many(copy.chunk, before, unanswered);
         }
         done
+    }
+
+    /// A change that gives a replica up leaves as many as there were `before`, or as the goal asks. Who does not answer is left
+    /// behind by any change: the first one takes the place of the one that was to go.
+    fn check_as_many(&self, chunk: ChunkId, before: u32, unanswered: u64) {
+        let (after, lost) = (self.current(chunk), (self.unanswered - unanswered) as u32);
+        assert!(
+            after + lost.saturating_sub(1) >= before.min(self.state[&chunk].record.goal),
+            "{before} replicas became {after}, {lost} did not answer: {}",
+            self.story(chunk)
+        );
     }
 
     /// Replicas of a chunk at its committed version.

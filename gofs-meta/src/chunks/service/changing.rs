@@ -83,7 +83,7 @@ impl<'a> Changing<'a> {
 
     /// Makes the replica that [`Repairs`](crate::chunks::Repairs) chose.
     pub async fn copied(&self, copy: &Copy) -> Changed {
-        let wanted = Wanted { without: &[], target: Some(copy.target), leaving: copy.leaving };
+        let wanted = Wanted { target: Some(copy.target), leaving: copy.leaving, ..Wanted::default() };
         self.carry_through(wanted, Some(copy)).await
     }
 

@@ -306,8 +306,8 @@ async fn repair(service: Arc<ChunkService>, copy: Copy, term: u64) {
     }
 }
 
-async fn raise_without(service: Arc<ChunkService>, chunk: ChunkId, without: Vec<ChunkServerId>) {
+async fn raise_without(service: Arc<ChunkService>, chunk: ChunkId, spare: Vec<ChunkServerId>) {
     if let Some(changing) = Changing::begin(&service, chunk) {
-        changing.replicas(Wanted { without: &without, ..Wanted::default() }).await;
+        changing.replicas(Wanted { spare: &spare, ..Wanted::default() }).await;
     }
 }
