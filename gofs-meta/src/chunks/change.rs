@@ -26,7 +26,7 @@ use gofs_tree::{ChunkServerId, ChunkVersion};
 use super::{
     Entry, Record, Replica,
     directory::{newest_of, without_doubt},
-    locate::{View, surer_one_is_away},
+    locate::{View, last_damaged, surer_one_is_away},
     version::{next_version, next_version_with_loss},
 };
 
@@ -104,9 +104,9 @@ pub struct Change {
 }
 
 impl Change {
-    /// Begins a change that leaves out every dead, corrupt or doubtful replica, too. Those stay that have the newest
-    /// version, if that is the committed one or a later one. None does where all are in doubt and one that is not may be back
-    /// soon.
+    /// Begins a change that leaves out every dead, corrupt or doubtful replica, too; corrupt ones not where no server has, or may
+    /// have, another. Those stay that have the newest version, if that is the committed one or a later one. None does where
+    /// all are in doubt and one that is not may be back soon.
     pub fn start(
         term: u64,
         record: &Record,
@@ -128,6 +128,10 @@ impl Change {
         let staying = good.filter(|replica| !waits && !wanted.without.contains(&replica.server));
         let staying: Vec<&Replica> = staying.filter(|replica| !(sure && replica.doubtful)).collect();
         let staying = without_doubt(newest_of(staying));
+        let damaged = last_damaged(view, record, entry).into_iter();
+        let damaged = damaged.filter(|replica| wanted.target != Some(replica.server));
+        let damaged = damaged.filter(|replica| !wanted.without.contains(&replica.server));
+        let staying = if staying.is_empty() { damaged.collect() } else { staying };
         let doubtful = staying.iter().any(|replica| replica.doubtful);
         let staying = staying.into_iter().map(|it| (it.server, it.version));
         let (mut spare, mut staying): (Vec<_>, Vec<_>) =

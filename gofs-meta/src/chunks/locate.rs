@@ -77,8 +77,19 @@ pub enum Write {
 /// Version of a location that is good for reading only.
 pub const READ_ONLY: ChunkVersion = ChunkVersion(0);
 
-/// Replicas for reading. [`Location::Unwritten`] is never the answer: that takes the file's record.
+/// Replicas for reading. [`Location::Unwritten`] is never the answer: that takes the file's record. Where no whole replica is
+/// there, or will be soon, it is damaged ones: each block is checked, and most are good.
 pub fn locate(view: &View<'_>, record: &Record, entry: Option<&Entry>) -> Location {
+    let location = locate_whole(view, record, entry);
+    let (Location::Absent { .. }, Some(entry)) = (&location, entry) else { return location };
+    let damaged = damaged(view, record, entry);
+    if damaged.is_empty() || surer_one_is_away(view, record, entry) {
+        return location;
+    }
+    Location::At { version: READ_ONLY, servers: addresses(view, damaged.into_iter()) }
+}
+
+fn locate_whole(view: &View<'_>, record: &Record, entry: Option<&Entry>) -> Location {
     if record.deleted {
         return Location::NoChunk;
     }
@@ -126,10 +137,14 @@ pub fn locate(view: &View<'_>, record: &Record, entry: Option<&Entry>) -> Locati
 
 /// Replicas for writing.
 pub fn locate_to_write(view: &View<'_>, record: &Record, entry: Option<&Entry>) -> Write {
-    let location = locate(view, record, entry);
-    let (Location::At { .. }, Some(entry)) = (&location, entry) else {
+    let location = locate_whole(view, record, entry);
+    let Some(entry) = entry else { return Write::There(location) };
+    if !last_damaged(view, record, entry).is_empty() {
+        return Write::Raise;
+    }
+    if !matches!(location, Location::At { .. }) {
         return Write::There(location);
-    };
+    }
     if is_complete(view, record, entry) {
         let holders = entry.replicas.iter().filter(|replica| replica.version == record.version);
         return Write::There(Location::At { version: record.version, servers: addresses(view, holders) });
@@ -139,6 +154,22 @@ pub fn locate_to_write(view: &View<'_>, record: &Record, entry: Option<&Entry>) 
         return Write::There(Location::Wait);
     }
     Write::Raise
+}
+
+/// Damaged replicas on live servers that lack no write.
+fn damaged<'a>(view: &View<'_>, record: &Record, entry: &'a Entry) -> Vec<&'a Replica> {
+    let replicas = entry.replicas.iter().filter(|replica| view.servers.is_alive(replica.server));
+    let current = replicas.filter(|replica| replica.version >= record.version && !replica.doubtful);
+    newest_of(current.filter(|replica| replica.corrupt).collect())
+}
+
+/// The same where no server has a whole one, or may have it: only then are they written to, because that leaves any other behind. A
+/// block that is written whole is good again.
+pub(super) fn last_damaged<'a>(view: &View<'_>, record: &Record, entry: &'a Entry) -> Vec<&'a Replica> {
+    match locate_whole(view, record, Some(entry)) {
+        Location::Absent { may_return: false } => damaged(view, record, entry),
+        _ => Vec::new(),
+    }
 }
 
 /// Whether all that may hold the committed version, or one after it, are alive, at it and without doubt.
@@ -421,6 +452,29 @@ mod tests {
         let back = world.began + Duration::from_secs(10);
         world.servers.connected(B, "10.0.0.2:1".into(), BTreeMap::new(), 2, back);
         assert_eq!(world.write(11), Write::There(waits));
+    }
+
+    #[test]
+    fn a_damaged_replica_is_read_where_no_whole_one_is_left_and_written_where_none_may_return() {
+        let mut world = World::new();
+        let line =
+            Reported { chunk: CHUNK, version: ChunkVersion(5), gone: false, corrupt: true, doubtful: false };
+        world.directory.report(A, line, false, world.began);
+        assert_eq!(world.read(), at(0, &[B]));
+        world.servers.disconnected(B, B.0, world.began);
+        let waits = Location::Absent { may_return: true };
+        assert_eq!(world.read(), waits, "a restart is waited for");
+        let late = world.view(Duration::from_secs(15));
+        assert_eq!(locate(&late, &world.record, world.directory.entry(CHUNK)), at(0, &[A]));
+        assert_eq!(world.write(15), Write::There(waits), "B would be left behind, with what is damaged on A");
+
+        let mut world = World::new();
+        world.directory.report(A, line, false, world.began);
+        world.directory.report(B, line, false, world.began);
+        assert_eq!(world.read(), at(0, &[A, B]));
+        assert_eq!(world.write(1), Write::Raise);
+        world.settled = false;
+        assert_eq!(world.read(), Location::Wait);
     }
 
     #[test]

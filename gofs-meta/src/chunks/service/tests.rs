@@ -611,6 +611,27 @@ async fn a_corrupt_replica_is_replaced_and_then_deleted() {
     assert!(found.iter().all(|(server, _)| *server != id), "{found:?}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_replica_that_is_all_there_is_left_is_read_and_written() {
+    let mut meta = Meta::start().await;
+    let servers = fakes(&meta, 1..=2).await;
+    meta.make_file(1).await;
+    let chunk = meta.write_chunk(0, 1, &servers).await;
+    let holder = servers.iter().find(|server| server.version(chunk).is_some()).unwrap();
+    until("it can be said what is left", || meta.chunks.is_settled()).await;
+    holder.held.lock().chunks.insert(chunk, (ChunkVersion(1), true, false));
+    holder.tell(chunk).await;
+    let is_left = |location: &Location, least: ChunkVersion| matches!(location, Location::At { version, servers } if *version >= least && servers.len() == 1 && servers[0].0 == holder.id);
+    until("it is read as it is", || {
+        let location = meta.chunks.for_reading(chunk);
+        matches!(location, Location::At { version: READ_ONLY, .. }) && is_left(&location, READ_ONLY)
+    })
+    .await;
+    let location = meta.chunks.for_writing(chunk, false).await;
+    assert!(is_left(&location, ChunkVersion(2)), "{location:?}");
+    assert!(is_left(&meta.chunks.for_reading(chunk), READ_ONLY));
+}
+
 /// A server's disk goes away, the chunk is written, the disk comes back with its old bytes.
 async fn written_while_a_disk_is_away(new_leader: bool) {
     let mut meta = Meta::start().await;
