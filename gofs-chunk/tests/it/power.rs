@@ -168,7 +168,10 @@ impl FileWatch for Power {
     }
 
     fn dir_synced(&self, dir: &Path) {
-        self.state.lock().nameless.retain(|path| path.parent() != Some(dir));
+        let mut state = self.state.lock();
+        if state.budget > 0 {
+            state.nameless.retain(|path| path.parent() != Some(dir));
+        }
     }
 }
 
