@@ -7,7 +7,7 @@ mod memory;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, IoSlice, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use gofs_client::{KernelCache, OpenFlags};
 use gofs_fuse::{Backend, KernelNotifier, MountOptions, Served, serve};
 use gofs_tree::{AttrChange, Ino, Mode, Name, NewNode, ROOT_INO};
 use memory::Memory;
+use rustix::io::ReadWriteFlags;
 
 /// A mount that goes with the test, however that ends.
 struct Mount {
@@ -160,6 +161,29 @@ fn appends_go_to_where_the_backend_has_the_end() {
     first.write_all(b"three").unwrap();
     mount.kernel.invalidate_inode(ino(&path));
     assert_eq!(fs::read_to_string(&path).unwrap(), "one two three");
+}
+
+#[test]
+fn a_write_that_asks_to_be_durable_is_synced_however_its_file_was_opened() {
+    let mount = Mount::new();
+    let path = mount.path("f");
+    fs::write(&path, "old").unwrap();
+    let opens = [
+        File::options().write(true).open(&path),
+        File::options().append(true).open(&path),
+        File::options().read(true).append(true).open(&path),
+        File::options().read(true).write(true).open(&path),
+    ];
+    for (at, file) in opens.into_iter().enumerate() {
+        let file = file.unwrap();
+        let write = |flags| rustix::io::pwritev2(&file, &[IoSlice::new(b"new")], 0, flags).unwrap();
+        let before = mount.memory.syncs();
+        write(ReadWriteFlags::empty());
+        assert_eq!(mount.memory.syncs(), before, "open {at}");
+        write(ReadWriteFlags::DSYNC);
+        write(ReadWriteFlags::SYNC);
+        assert_eq!(mount.memory.syncs(), before + 2, "open {at}");
+    }
 }
 
 #[test]

@@ -40,6 +40,7 @@ struct State {
     store: MemoryStore,
     contents: HashMap<Ino, Vec<u8>>,
     opens: HashMap<Ino, u32>,
+    syncs: u64,
     /// The number that was used last.
     next: u64,
 }
@@ -176,8 +177,14 @@ impl Memory {
         };
         let store = MemoryStore::with_root(limits, Mode::new(0o755), 0, 0, now());
         let (contents, opens) = Default::default();
-        let state = State { store, contents, opens, next: ROOT_INO.0 };
+        let state = State { store, contents, opens, syncs: 0, next: ROOT_INO.0 };
         Memory { shared: Arc::new(Mutex::new(state)), kernel }
+    }
+
+    /// How often a file was to be made durable.
+    #[allow(dead_code, reason = "only the glue's tests ask")]
+    pub fn syncs(&self) -> u64 {
+        self.shared.lock().syncs
     }
 
     fn cached<T>(&self, value: T) -> Cached<T> {
@@ -349,6 +356,7 @@ impl Backend for Memory {
     }
 
     async fn fsync(&self, _: &File, _: bool) -> Result<(), FsError> {
+        self.shared.lock().syncs += 1;
         Ok(())
     }
 

@@ -144,7 +144,12 @@ impl<B: Backend> Gofs<B> {
             } else {
                 // As they are now, not as they were at the open: fcntl changes them.
                 let append = open_flags & libc::O_APPEND != 0;
-                shared.backend.write(&file, offset, append, data).await
+                let written = shared.backend.write(&file, offset, append, data).await?;
+                if asks_for_sync(open_flags, file.flags()) {
+                    // On the heap: an ordinary write must not carry its state.
+                    Box::pin(shared.backend.fsync(&file, true)).await?;
+                }
+                Ok(written)
             }
         };
         let told = |_: &Shared<B>, answer: ReplyWrite, written| answer.written(written);
@@ -321,6 +326,12 @@ fn keep(flags: OpenFlags, around: bool) -> FopenFlags {
         kept |= FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
     }
     kept
+}
+
+/// Whether one write asks for more than its handle was opened with (RWF_DSYNC, RWF_SYNC of pwritev2). Behind a write through its
+/// cache the kernel sends an FSYNC by itself.
+fn asks_for_sync(request: i32, opened: OpenFlags) -> bool {
+    request & libc::O_DSYNC != 0 && !opened.sync && opened.direct
 }
 
 fn fallocate(mode: i32) -> Result<Fallocate, FsError> {
