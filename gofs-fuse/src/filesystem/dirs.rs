@@ -109,7 +109,8 @@ impl<B: Backend> Gofs<B> {
         };
         self.serve(Operation::ReadDirPlus, request, answer, work, |shared, mut answer, (asked, items)| {
             let (total, mut fitted) = (items.len(), 0);
-            for item in items {
+            // By reference: recalls wait for these until the kernel has the reply.
+            for item in &items {
                 let node = shared.map.node(item.ino);
                 let name = OsStr::from_bytes(&item.name);
                 let full = match &item.attr {
