@@ -189,9 +189,9 @@ impl Core {
                     self.forget_more(forgetting.clone());
                 }
                 // What is not in the way itself need not wait for what is.
-                let pages = self.table.lock().waiting_pages(ino);
-                if !pages.is_empty() {
-                    self.forget_around(ino, &pages).await;
+                let waiting = self.table.lock().waiting_pages(ino);
+                if !waiting.is_empty() {
+                    self.forget_around(ino, &waiting).await;
                 }
                 pass.await;
             }

@@ -11,7 +11,7 @@ use super::Core;
 use super::learn::garbled;
 use crate::cached::Cached;
 use crate::clock::BootTime;
-use crate::lease::{Holding, LeaseTable};
+use crate::lease::{Holding, LeaseTable, LockedPages};
 
 /// Pause before a lease that was not granted is asked for again: from, to.
 const AGAIN_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
@@ -29,6 +29,19 @@ impl Drop for Hold {
     fn drop(&mut self) {
         self.core.table.lock().end_hold(self.ino);
         self.core.changed.notify_waiters();
+    }
+}
+
+/// A request that waits while the kernel keeps pages locked for it.
+pub struct PageWait {
+    core: Arc<Core>,
+    ino: Ino,
+    pages: Arc<LockedPages>,
+}
+
+impl Drop for PageWait {
+    fn drop(&mut self) {
+        self.core.table.lock().end_page_wait(self.ino, &self.pages);
     }
 }
 
@@ -65,6 +78,12 @@ impl Core {
                 Ok(answer)
             })
             .await
+    }
+
+    /// From now on, and until it is dropped, recalls need not wait for these pages.
+    pub fn wait_with(self: &Arc<Self>, ino: Ino, pages: Arc<LockedPages>) -> PageWait {
+        self.table.lock().begin_page_wait(ino, pages.clone());
+        PageWait { core: self.clone(), ino, pages }
     }
 
     /// For a hold that the table has already counted.

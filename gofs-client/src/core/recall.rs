@@ -1,7 +1,9 @@
 //! Serving the server's recalls: replies in flight, then the kernel's copies, then what is unwritten, then the
 //! acknowledgement. Nothing here is waited for that could wait for this recall.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use gofs_proto::Link;
@@ -12,12 +14,12 @@ use gofs_tree::{FsError, Ino, LeaseEpoch, LeaseMode, Name};
 
 use super::Core;
 use crate::clock::BootTime;
-use crate::lease::{PAGE_BYTES, Recalled, Taken, Uses};
+use crate::lease::{LockedPages, PAGE_BYTES, Recalled, Taken, Uses};
 
 /// How long the kernel may take to forget before reads, of which one may hold a page that it waits for, pass.
 const READS_WAIT: Duration = Duration::from_millis(5);
 
-/// How long it may take before writes, of which one may hold a page that it waits for, are worked around: from, to.
+/// How long it may take before requests that wait, of which one may hold a page that it waits for, are worked around: from, to.
 const WRITES_WAIT: (Duration, Duration) = (Duration::from_millis(15), Duration::from_secs(1));
 
 /// How long to read what a file held below pages of a memory map that were changed: another mount waits.
@@ -153,7 +155,7 @@ impl Core {
         if let Err(error) = flushed {
             tracing::error!(%ino, %error, "written bytes could not be flushed for another mount and are lost");
             if self.data.discard(ino) {
-                self.lost_files.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                self.lost_files.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
@@ -197,8 +199,14 @@ impl Core {
         }
     }
 
-    /// Once, everything but pages that the kernel keeps locked for writes of its own which wait for this recall.
+    /// Once, everything but pages that the kernel keeps locked for requests that wait: writes for this recall, reads for servers.
     async fn forget_pages(self: &Arc<Self>, ino: Ino) {
+        let waiting = self.table.lock().waiting_pages(ino);
+        let is_tried = |waiting: &Arc<LockedPages>| waiting.is_tried.load(Ordering::Acquire);
+        // Tried before: one more thread would wait there, at each recall, for as long as the servers take.
+        if waiting.iter().any(is_tried) && self.forget_around(ino, &waiting).await {
+            return;
+        }
         let kernel = self.kernel.clone();
         let pass = self.in_kernel(move || kernel.invalidate_inode(ino));
         tokio::pin!(pass);
@@ -210,9 +218,9 @@ impl Core {
         let mut wait = WRITES_WAIT.0;
         while tokio::time::timeout(wait, &mut pass).await.is_err() {
             wait = (wait * 2).min(WRITES_WAIT.1);
-            let pages = self.table.lock().waiting_pages(ino);
-            if !pages.is_empty() && self.forget_around(ino, &pages).await {
-                // The pass itself ends when these writes are answered.
+            let waiting = self.table.lock().waiting_pages(ino);
+            if !waiting.is_empty() && self.forget_around(ino, &waiting).await {
+                // The pass itself ends when these requests are answered.
                 return;
             }
         }
@@ -231,17 +239,17 @@ impl Core {
         }
     }
 
-    /// The pages around these, then these one by one. False where something else is in the way.
-    pub(super) async fn forget_around(self: &Arc<Self>, ino: Ino, pages: &[u64]) -> bool {
-        let mut ranges = Vec::with_capacity(pages.len() + 1);
+    /// The pages around these, then these one after the other. False where something else is in the way.
+    pub(super) async fn forget_around(self: &Arc<Self>, ino: Ino, waiting: &[Arc<LockedPages>]) -> bool {
+        let mut ranges = Vec::with_capacity(waiting.len() + 1);
         let mut start = 0;
-        for page in pages {
-            if page * PAGE_BYTES > start {
-                ranges.push((start, page * PAGE_BYTES - start));
+        for LockedPages { pages, .. } in waiting.iter().map(Arc::as_ref) {
+            if pages.start > start {
+                ranges.push((start * PAGE_BYTES, (pages.start - start) * PAGE_BYTES));
             }
-            start = (page + 1) * PAGE_BYTES;
+            start = start.max(pages.end);
         }
-        ranges.push((start, 0));
+        ranges.push((start * PAGE_BYTES, 0));
         let kernel = self.kernel.clone();
         let around = self.in_kernel(move || {
             ranges.iter().for_each(|(offset, len)| kernel.invalidate_pages(ino, *offset, *len));
@@ -249,16 +257,29 @@ impl Core {
         if tokio::time::timeout(WRITES_WAIT.0, around).await.is_err() {
             return false;
         }
-        // A page that a write keeps locked holds nothing that could be read: had it, it would not be locked.
-        for page in pages {
-            let (kernel, offset) = (self.kernel.clone(), page * PAGE_BYTES);
-            let one = self.in_kernel(move || kernel.invalidate_pages(ino, offset, PAGE_BYTES));
-            let forgotten = tokio::time::timeout(WRITES_WAIT.0, one).await.is_ok();
-            if !forgotten && !self.table.lock().waiting_pages(ino).contains(page) {
+        for locked in waiting {
+            if !self.forget_locked(ino, locked).await {
                 return false;
             }
         }
         true
+    }
+
+    /// Pages that a request keeps locked hold nothing that could be read: had they, they would not be locked. False where that
+    /// request does not wait any more, and the kernel has not forgotten them.
+    async fn forget_locked(self: &Arc<Self>, ino: Ino, locked: &Arc<LockedPages>) -> bool {
+        if !locked.is_tried.swap(true, Ordering::AcqRel) {
+            let (kernel, tried) = (self.kernel.clone(), locked.clone());
+            let one = self.in_kernel(move || {
+                let Range { start, end } = tried.pages;
+                kernel.invalidate_pages(ino, start * PAGE_BYTES, (end - start) * PAGE_BYTES);
+                tried.is_tried.store(false, Ordering::Release);
+            });
+            if tokio::time::timeout(WRITES_WAIT.0, one).await.is_ok() {
+                return true;
+            }
+        }
+        self.table.lock().waits_with(ino, locked)
     }
 
     /// Notifications can wait for requests in flight: never from the runtime's own threads.

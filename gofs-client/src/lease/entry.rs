@@ -9,6 +9,7 @@ use gofs_tree::{Attr, FileType, Ino, LeaseEpoch, LeaseMode, XattrName};
 use super::Uses;
 use super::edits::Position;
 use super::names::Directory;
+use super::pages::LockedPages;
 use super::recall::Phase;
 use crate::clock::BootTime;
 
@@ -53,8 +54,8 @@ pub(super) struct Entry {
     pub removing: u32,
     /// It has no name any more.
     pub removed: bool,
-    /// Pages that the kernel keeps locked for writes which wait for Write.
-    pub waiting_pages: Vec<u64>,
+    /// Pages that the kernel keeps locked for requests that wait.
+    pub waiting_pages: Vec<Arc<LockedPages>>,
     /// Offsets and bytes of pages that the kernel wrote back when they could not be taken in.
     pub parked: VecDeque<(u64, Bytes)>,
     /// Edits of it that were applied here and that the servers do not have yet; the last of them.

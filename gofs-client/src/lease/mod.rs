@@ -23,7 +23,7 @@ pub use evict::Eviction;
 pub use listings::KernelListing;
 pub use names::Listing;
 pub use opens::{Closing, Holding, LINGER, Opening};
-pub use pages::PAGE_BYTES;
+pub use pages::{LockedPages, PAGE_BYTES};
 pub use recall::{ReadEnd, ReadStart, Recalled, Taken};
 pub use store::Changed;
 pub use table::{LeaseTable, NameAnswer, Permit};

@@ -4,9 +4,13 @@
 //! A page of a memory map that is written back is *parked*: answered at once, written when the recall is over, and then only
 //! those bytes of it that were changed here. Until then nothing else reads or writes the file here. What a program writes must not be answered before it can be seen
 //! everywhere; but the one page that the kernel keeps locked meanwhile holds nothing that could be read, so the
-//! recall need not wait for that page.
+//! recall need not wait for that page. Nor need it for those of a read that waits for a server: what it was to bring is fetched anew
+//! when the lease is gone.
 
 use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use gofs_tree::{Ino, LeaseMode};
@@ -16,6 +20,23 @@ use super::table::LeaseTable;
 
 /// Bytes of a page of the kernel, at least: what it locks.
 pub const PAGE_BYTES: u64 = 4096;
+
+/// Pages that the kernel keeps locked for a request that waits, and that hold nothing which could be read meanwhile.
+#[derive(Debug)]
+pub struct LockedPages {
+    /// The first, and the one behind the last.
+    pub pages: Range<u64>,
+    /// An attempt to have the kernel forget them waits for the request.
+    pub is_tried: AtomicBool,
+}
+
+impl LockedPages {
+    /// Those of a request for `len` bytes.
+    pub fn of(offset: u64, len: u64) -> Arc<Self> {
+        let pages = offset / PAGE_BYTES..offset.saturating_add(len.max(1)).div_ceil(PAGE_BYTES);
+        Arc::new(LockedPages { pages, is_tried: AtomicBool::new(false) })
+    }
+}
 
 /// The runs of these bytes that are not as they were, as far as there was anything.
 fn differing(offset: u64, bytes: &Bytes, held: &[u8]) -> Vec<(u64, Bytes)> {
@@ -34,28 +55,31 @@ fn differing(offset: u64, bytes: &Bytes, held: &[u8]) -> Vec<(u64, Bytes)> {
 }
 
 impl LeaseTable {
-    /// A write whose last byte is in this page waits for Write.
-    pub fn begin_page_wait(&mut self, ino: Ino, page: u64) {
-        self.inodes.entry(ino).or_default().waiting_pages.push(page);
+    /// A request waits with these: a read, or a write with its last page.
+    pub fn begin_page_wait(&mut self, ino: Ino, pages: Arc<LockedPages>) {
+        self.inodes.entry(ino).or_default().waiting_pages.push(pages);
         self.settle(ino);
     }
 
     /// It waits no longer.
-    pub fn end_page_wait(&mut self, ino: Ino, page: u64) {
-        if let Some(entry) = self.inodes.get_mut(&ino)
-            && let Some(at) = entry.waiting_pages.iter().position(|waiting| *waiting == page)
-        {
-            entry.waiting_pages.swap_remove(at);
+    pub fn end_page_wait(&mut self, ino: Ino, pages: &Arc<LockedPages>) {
+        if let Some(entry) = self.inodes.get_mut(&ino) {
+            entry.waiting_pages.retain(|waiting| !Arc::ptr_eq(waiting, pages));
         }
         self.settle(ino);
     }
 
-    /// The pages that writes wait with, sorted.
-    pub fn waiting_pages(&self, ino: Ino) -> Vec<u64> {
-        let mut pages = self.inodes.get(&ino).map(|entry| entry.waiting_pages.clone()).unwrap_or_default();
-        pages.sort_unstable();
-        pages.dedup();
-        pages
+    /// The pages that requests wait with, in order.
+    pub fn waiting_pages(&self, ino: Ino) -> Vec<Arc<LockedPages>> {
+        let mut all = self.inodes.get(&ino).map(|entry| entry.waiting_pages.clone()).unwrap_or_default();
+        all.sort_unstable_by_key(|waiting| waiting.pages.start);
+        all
+    }
+
+    /// Whether that request waits still.
+    pub fn waits_with(&self, ino: Ino, pages: &Arc<LockedPages>) -> bool {
+        let entry = self.inodes.get(&ino);
+        entry.is_some_and(|entry| entry.waiting_pages.iter().any(|waiting| Arc::ptr_eq(waiting, pages)))
     }
 
     /// Leases on these are lost, and others may have changed them since: what the kernel writes back of their pages is refused

@@ -1,5 +1,7 @@
 //! Reading files.
 
+use std::task::Poll;
+
 use bytes::Bytes;
 use gofs_tree::{FsError, LeaseMode};
 
@@ -9,12 +11,29 @@ use crate::clock::BootTime;
 use crate::core::learn::cached;
 use crate::core::lease::Again;
 use crate::handle::FileHandle;
-use crate::lease::{ReadEnd, ReadStart};
+use crate::lease::{LockedPages, ReadEnd, ReadStart};
 
 impl Client {
     /// `len` bytes from `offset`, in pieces; fewer only at the end of the file. What is read goes into the
     /// kernel's page cache, so it is answered only while the lease is held under which it was read.
     pub async fn read(
+        &self,
+        file: &FileHandle,
+        offset: u64,
+        len: u32,
+    ) -> Result<Cached<Vec<Bytes>>, FsError> {
+        let mut reading = std::pin::pin!(self.read_under_lease(file, offset, len));
+        let begun = std::future::poll_fn(|context| Poll::Ready(reading.as_mut().poll(context))).await;
+        if let Poll::Ready(read) = begun {
+            return read;
+        }
+        // What goes around the kernel's cache keeps none of its pages locked.
+        let pages = (!file.flags().direct).then(|| LockedPages::of(offset, u64::from(len)));
+        let _waiting = pages.map(|pages| self.core.wait_with(file.ino(), pages));
+        reading.await
+    }
+
+    async fn read_under_lease(
         &self,
         file: &FileHandle,
         offset: u64,

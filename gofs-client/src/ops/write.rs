@@ -9,28 +9,8 @@ use crate::client::Client;
 use crate::clock::wall_time;
 use crate::core::{Core, Hold};
 use crate::handle::FileHandle;
-use crate::lease::{LeaseTable, PAGE_BYTES};
+use crate::lease::{LeaseTable, LockedPages};
 use crate::session::Generation;
-
-/// A write that waits, and the page that the kernel may keep locked meanwhile.
-struct WaitingPage {
-    core: Arc<Core>,
-    ino: Ino,
-    page: u64,
-}
-
-impl WaitingPage {
-    fn new(core: &Arc<Core>, ino: Ino, page: u64) -> Self {
-        core.table.lock().begin_page_wait(ino, page);
-        WaitingPage { core: core.clone(), ino, page }
-    }
-}
-
-impl Drop for WaitingPage {
-    fn drop(&mut self) {
-        self.core.table.lock().end_page_wait(self.ino, self.page);
-    }
-}
 
 impl Client {
     /// Takes all of `data` at `offset`, or at the end of the file if `append`, whichever way the file was opened:
@@ -51,7 +31,7 @@ impl Client {
             None => {
                 let last = offset.saturating_add(u64::from(len)).saturating_sub(1);
                 // The kernel locks at most the last page of a request, and none of one that goes around its cache.
-                let _page = through_cache.then(|| WaitingPage::new(&self.core, ino, last / PAGE_BYTES));
+                let _page = through_cache.then(|| self.core.wait_with(ino, LockedPages::of(last, 1)));
                 self.core.hold(ino, LeaseMode::Write).await?
             }
         };

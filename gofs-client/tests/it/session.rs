@@ -444,6 +444,37 @@ async fn a_recall_does_not_wait_for_a_page_of_a_write_that_waits_for_it() {
     assert_eq!(content(&client, &file).await, b"abXYef");
 }
 
+/// The kernel locks the pages that it reads, and on a hard mount that takes as long as their ChunkServers are away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_recall_does_not_wait_for_a_page_that_is_being_read_from_servers_that_do_not_answer() {
+    let fake = Fake::start().await;
+    let ino = fake.put_chunked("a", 10_000);
+    let (client, kernel) = fake.mount().await;
+    fake.always::<wire::ChunkMap>(Act::Ignore);
+    let file = client.open(ino, RW).await.unwrap();
+    let mut reading = Box::pin(client.read(&file, 4096, 4096));
+    assert!(reading.as_mut().now_or_never().is_none());
+    kernel.lock_page(1);
+    for _ in 0..3 {
+        drop(client.getattr(ino).await.unwrap());
+        let before = kernel.forgotten().len();
+        let recalled = tokio::time::timeout(Duration::from_secs(10), fake.recall_all(ino));
+        assert!(recalled.await.expect("must not wait for the read"));
+        let forgotten = kernel.forgotten().split_off(before);
+        assert!(forgotten.contains(&format!("{ino} 0+4096")), "{forgotten:?}");
+        assert!(forgotten.contains(&format!("{ino} 8192+0")), "{forgotten:?}");
+    }
+    fake.cut(ino);
+    let asked = fake.count("Fetch");
+    fake.well_behaved();
+    fake.drop_connection();
+    // Read anew, under another lease: what came of the first is not what is there any more.
+    assert!(reading.await.unwrap().value.concat().is_empty());
+    assert!(fake.count("Fetch") > asked);
+    kernel.unlock_page();
+    fake.until(|_| kernel.forgotten().contains(&format!("{ino} 4096+4096"))).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_soft_mount_gives_up_and_a_hard_one_says_what_it_waits_for() {
     let fake = Fake::start().await;

@@ -17,7 +17,10 @@ use gofs_proto::Link;
 use gofs_proto::convert::{self, Grant};
 use gofs_proto::kind::Request;
 use gofs_proto::session as wire;
-use gofs_tree::{Attr, EditOp, Ino, LeaseMode, Name, NewNode, ROOT_INO, Store, Timestamp, XattrName};
+use gofs_tree::{
+    Attr, AttrChange, ChunkId, ChunkIndex, EditOp, Ino, LeaseMode, Name, NewNode, ROOT_INO, Store, Timestamp,
+    XattrName,
+};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -133,6 +136,22 @@ impl Fake {
         let ino = self.server.lock().put(ROOT_INO, text, NewNode::File);
         self.put_bytes(ino, bytes);
         ino
+    }
+
+    /// Makes a file whose bytes are with ChunkServers behind the client's back and returns its inode.
+    pub fn put_chunked(&self, text: &str, size: u64) -> Ino {
+        let mut server = self.server.lock();
+        let ino = server.put(ROOT_INO, text, NewNode::File);
+        server.edit(EditOp::AddChunk { ino, index: ChunkIndex(0), chunk: ChunkId(1) });
+        let (mtime, blocks_4k) = (Timestamp::new(2, 0), vec![(ChunkIndex(0), 1)]);
+        server.edit(EditOp::Extend { ino, size, mtime, blocks_4k, clear_inline: true });
+        ino
+    }
+
+    /// Empties a file behind the client's back.
+    pub fn cut(&self, ino: Ino) {
+        let change = AttrChange { size: Some(0), ..AttrChange::default() };
+        self.server.lock().edit(EditOp::SetAttr { ino, change });
     }
 
     /// Gives a small file another content behind the client's back.

@@ -155,6 +155,8 @@ impl Server {
             wire::Unlock::KIND => done::<wire::Unlock>(frame),
             wire::CancelLock::KIND => done::<wire::CancelLock>(frame),
             wire::Closed::KIND => done::<wire::Closed>(frame),
+            // Nobody has written to any chunk.
+            wire::ChunkMap::KIND => done::<wire::ChunkMap>(frame),
             kind => {
                 let (id, failure) = (frame.id, Failure::new(Code::BadRequest, format!("kind {kind}")));
                 Box::new(move |link| link.refuse(id, &failure))
@@ -187,7 +189,7 @@ impl Server {
     fn node(&mut self, ino: Ino, mode: LeaseMode) -> Result<wire::Node, FsError> {
         let inode = self.tree.inode(ino)?.ok_or(FsError::NotFound)?;
         let grant = self.grant(ino, mode);
-        Ok((&Node::of(ino, &inode, false, grant)).into())
+        Ok((&Node::of(ino, &inode, inode.chunks > 0, grant)).into())
     }
 
     fn read_grant(&mut self, ino: Ino) -> Option<wire::Grant> {
