@@ -37,6 +37,19 @@ impl HeldLocks {
         before
     }
 
+    /// A shared lock is asked for. Where its owner has all of these bytes it cannot be refused, and others may have what was
+    /// exclusive as soon as the servers know: it counts from now on. What it replaces, where it does.
+    pub fn weaken(&mut self, ino: Ino, lock: FileLock) -> Vec<FileLock> {
+        let covers = |end: Option<u64>| end.is_none_or(|end| end > lock.end);
+        let mut next = Some(lock.start);
+        for held in self.within(ino, &lock) {
+            if next == Some(held.start) {
+                next = held.end.checked_add(1);
+            }
+        }
+        if !lock.exclusive && covers(next) { self.set(ino, lock) } else { Vec::new() }
+    }
+
     /// What the owner of a lock has on its bytes.
     fn within(&self, ino: Ino, lock: &FileLock) -> Vec<FileLock> {
         let held = self.locks.get(&(ino, lock.owner)).into_iter().flatten();
@@ -127,6 +140,23 @@ mod tests {
         assert_eq!(ranges(&held), [(0, 9, true), (10, 19, false), (20, 99, true)]);
         held.set(Ino(1), lock(10, 19, true));
         assert_eq!(ranges(&held), [(0, 99, true)]);
+    }
+
+    #[test]
+    fn what_its_owner_has_all_of_becomes_shared_when_that_is_asked_for() {
+        let mut held = HeldLocks::default();
+        held.set(Ino(1), lock(0, 9, true));
+        held.set(Ino(1), lock(10, 19, false));
+        held.set(Ino(1), lock(30, u64::MAX, true));
+        let before = ranges(&held);
+        assert_eq!(held.weaken(Ino(1), lock(5, 20, false)), [], "another may have 20");
+        assert_eq!(held.weaken(Ino(1), lock(5, 19, true)), []);
+        assert_eq!(held.weaken(Ino(2), lock(5, 5, false)), []);
+        assert_eq!(ranges(&held), before);
+        assert_eq!(held.weaken(Ino(1), lock(5, 15, false)), [lock(5, 9, true), lock(10, 15, false)]);
+        held.weaken(Ino(1), lock(40, u64::MAX, false));
+        let left = [(0, 4, true), (5, 19, false), (30, 39, true), (40, u64::MAX, false)];
+        assert_eq!(ranges(&held), left);
     }
 
     #[test]

@@ -23,7 +23,7 @@ fn to_wire(ino: Ino, lock: FileLock) -> Lock {
     }
 }
 
-/// A lock that was granted: in which life of the session, and what its owner had on these bytes before.
+/// A lock that counts: in which life of the session, and what its owner had on these bytes before.
 struct Granted {
     generation: Generation,
     before: Vec<FileLock>,
@@ -71,7 +71,7 @@ impl Core {
         // Also where nobody waits: the answer comes behind that to the lock, if there is one.
         self.session.call_long(CancelLock { wait_id }, |_| Ok(())).await?;
         let Some(Granted { generation, before }) = granted.lock().take() else { return Ok(()) };
-        if self.identity.lock().generation != generation {
+        if self.generation() != generation {
             // It went with its session.
             return Ok(());
         }
@@ -151,19 +151,31 @@ impl Client {
         let core = &self.core;
         core.left_locks(ino, lock.owner).await;
         let wait_id = core.lock_waits.fetch_add(1, Ordering::Relaxed) + 1;
-        let granted = Arc::new(Mutex::new(None));
+        // What its owner has less of then is not claimed in a Hello from now on.
+        let before = core.locks.lock().weaken(ino, lock);
+        let weakened = (!before.is_empty()).then(|| Granted { generation: core.generation(), before });
+        let granted = Arc::new(Mutex::new(weakened));
         let mut waiting =
             LockWait { core: core.clone(), ino, lock, wait_id, granted: granted.clone(), seen: false };
         let owner = core.clone();
         let request = SetLock { lock: Some(to_wire(ino, lock)), wait, wait_id };
         let answer = core.session.call_long(request, move |_| {
-            let generation = owner.identity.lock().generation;
+            let generation = owner.generation();
             let before = owner.locks.lock().set(ino, lock);
-            *granted.lock() = Some(Granted { generation, before });
+            let mut granted = granted.lock();
+            if granted.as_ref().is_none_or(|weakened| weakened.generation != generation) {
+                *granted = Some(Granted { generation, before });
+            }
             Ok(())
         });
         let result = answer.await;
         waiting.seen = true;
+        if result == Err(FsError::NoLocks)
+            && let Some(Granted { before, .. }) = waiting.granted.lock().take()
+        {
+            let mut held = core.locks.lock();
+            before.into_iter().for_each(|piece| drop(held.set(ino, piece)));
+        }
         result
     }
 

@@ -698,6 +698,21 @@ async fn a_lock_that_came_too_late_is_given_back_before_its_owner_asks_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_lock_is_made_weaker_by_is_not_claimed_any_more() {
+    let fake = Fake::start().await;
+    let ino = fake.put_file("a", b"");
+    let (client, _) = fake.mount().await;
+    let lock = |start, end, exclusive| FileLock { owner: 1, start, end, exclusive, pid: 1 };
+    client.set_lock(ino, lock(0, 19, true), false).await.unwrap();
+    // Whether it was done nobody knows; others may have had the lock since.
+    fake.next::<wire::SetLock>(Act::ServeThenDrop);
+    client.set_lock(ino, lock(0, 9, false), false).await.unwrap();
+    let held = fake.hellos().pop().unwrap().locks;
+    let held: Vec<_> = held.iter().map(|lock| (lock.start, lock.end, lock.exclusive)).collect();
+    assert_eq!(held, [(0, 9, false), (10, 19, true)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn extended_attributes_are_fetched_once() {
     let fake = Fake::start().await;
     let (client, _) = fake.mount().await;

@@ -89,16 +89,16 @@ impl LockTable {
 
     /// Frees all that the session holds and waits for. Returns waiting requests of others that are granted now.
     pub fn end_session(&mut self, session: SessionId) -> Vec<WaitId> {
-        self.keep_only(session, |_, _| false)
+        let touched = self.remove_all(session);
+        self.wake_all(touched)
     }
 
     /// A session is back and says what it holds: what it does not list is freed, what it lists and the
     /// table lacks is taken in where nothing conflicts (a new leader knows of no lock). Requests that wait are of
     /// the old connection and end. Returns waiting requests of others that are granted now.
     pub fn resume(&mut self, session: SessionId, locks: &[(Ino, Lock)]) -> Vec<WaitId> {
-        let key = |ino: Ino, lock: &Lock| (ino, lock.owner, lock.range, lock.exclusive);
-        let listed: HashSet<_> = locks.iter().map(|(ino, lock)| key(*ino, lock)).collect();
-        let woken = self.keep_only(session, |ino, held| listed.contains(&key(ino, held)));
+        let touched = self.remove_all(session);
+        // Before anybody who waits is given what was held without a break.
         for (ino, lock) in locks {
             let conflict =
                 self.files.get(ino).is_some_and(|file| file.held.iter().any(|held| held.conflicts(lock)));
@@ -107,17 +107,18 @@ impl LockTable {
                 self.put(*ino, *lock);
             }
         }
-        woken
+        self.wake_all(touched)
     }
 
-    fn keep_only(&mut self, session: SessionId, keep: impl Fn(Ino, &Lock) -> bool) -> Vec<WaitId> {
+    /// Removes what the session holds and waits for, and wakes nobody yet: the inodes of which there was any.
+    fn remove_all(&mut self, session: SessionId) -> Vec<Ino> {
         if !self.per_session.contains_key(&session) {
             return Vec::new();
         }
         let mut touched = Vec::new();
         for (&ino, file) in &mut self.files {
             let before = file.held.len() + file.waiting.len();
-            file.held.retain(|held| held.owner.session != session || keep(ino, held));
+            file.held.retain(|held| held.owner.session != session);
             let gone: Vec<WaitId> = file
                 .waiting
                 .iter()
@@ -128,18 +129,16 @@ impl LockTable {
                 file.waiting.remove(&id);
                 self.waits.remove(&id);
             }
-            let removed = before - file.held.len() - file.waiting.len();
-            if removed > 0 {
-                touched.push((ino, removed));
+            if file.held.len() + file.waiting.len() < before {
+                touched.push(ino);
             }
         }
-        let mut woken = Vec::new();
-        for (ino, removed) in touched {
-            self.count(session, -(removed as isize));
-            woken.extend(self.wake(ino));
-            self.tidy(ino);
-        }
-        woken
+        self.per_session.remove(&session);
+        touched
+    }
+
+    fn wake_all(&mut self, inos: Vec<Ino>) -> Vec<WaitId> {
+        inos.into_iter().flat_map(|ino| self.wake(ino)).collect()
     }
 
     /// Grants what waits and can be had, in order of arrival.

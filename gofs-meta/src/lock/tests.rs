@@ -122,6 +122,24 @@ fn a_session_that_is_back_has_what_it_lists() {
 }
 
 #[test]
+fn what_a_session_that_is_back_still_lists_goes_to_nobody_who_waits_for_it() {
+    let (a, b) = (owner(A, 1), owner(B, 1));
+    let resumed = |listed: &[Lock]| {
+        let mut table = LockTable::default();
+        table.set(FILE, lock(a, 0, 19, true), false).unwrap();
+        table.set(FILE, lock(b, 5, 5, true), true).unwrap();
+        let listed: Vec<(Ino, Lock)> = listed.iter().map(|lock| (FILE, *lock)).collect();
+        let woken = table.resume(SessionId(A), &listed).len();
+        (woken, table.test(FILE, &lock(b, 5, 5, true)))
+    };
+    // Unlocked in part while the connection was down.
+    assert_eq!(resumed(&[lock(a, 0, 9, true)]), (0, Some(lock(a, 0, 9, true))));
+    let weaker = [lock(a, 0, 9, false), lock(a, 10, 19, true)];
+    assert_eq!(resumed(&weaker), (0, Some(weaker[0])));
+    assert_eq!(resumed(&[lock(a, 6, 19, true)]), (1, None), "what it gave up is free");
+}
+
+#[test]
 fn random_locks_agree_with_a_table_of_bytes() {
     const BYTES: u64 = 12;
     for seed in 1..300u64 {
