@@ -1,9 +1,10 @@
 //! Which replicas a client may use.
 //!
-//! Read from: alive ones that are current, those that a client suspects only where there is no other. Written to: only when they are *all* that may hold the
-//! version, which is known by their number: it was committed with the version. Else a server, or
-//! a disk of one, that is away now would come back with the same version and without the write.
-//! Where some are missing the version is raised first ([`Write::Raise`]).
+//! Read from: alive ones that are current, those that a client suspects only where there is no other.
+//! Written to: only when they are *all* that may hold the version, which is known by their number: it
+//! was committed with the version. Else a server, or a disk of one, that is away now would come back
+//! with the same version and without the write. Where some are missing the version is raised first
+//! ([`Write::Raise`]).
 //!
 //! A location that is good for reading only carries version 0: a ChunkServer lets a reader in whose version
 //! is not newer than its own, and a writer only at exactly its own. So a client that keeps such a location
@@ -43,8 +44,8 @@ pub type Servers = Vec<(ChunkServerId, String)>;
 /// Where a chunk is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Location {
-    /// At this version on these live servers, at least one. On servers that are away where the chunk would pass for one that was never
-    /// written without them ([`holders_away`]): they are waited for.
+    /// At this version on these live servers, at least one. On servers that are away where without them it would pass for a
+    /// chunk that was never written ([`hidden_at`]): they are waited for.
     At {
         /// The committed version, or 0 where the location is good for reading only.
         version: ChunkVersion,
@@ -198,13 +199,28 @@ pub fn surer_one_is_away(view: &View<'_>, record: &Record, entry: &Entry) -> boo
         || !knows_all(record, entry) && unseen.any(|server| server.is_alive() || is_away(server))
 }
 
-/// Of the servers that said in this term that they have the chunk as it was committed, or as it is about to be, those that are
-/// away: its bytes come back with them. `None` where no server said so: the chunk may only have been promised.
-pub fn holders_away(view: &View<'_>, record: &Record, entry: &Entry) -> Option<Servers> {
-    let told = entry.replicas.iter().filter(|replica| replica.confirmed && replica.version >= record.version);
-    let told: Vec<&Replica> = told.filter(|replica| !replica.corrupt).collect();
-    let away = told.iter().copied().filter(|replica| !view.servers.is_alive(replica.server));
-    (!told.is_empty()).then(|| addresses(view, without_doubt(away.collect()).into_iter()))
+/// Whether a server said in this term that it has the chunk as it was committed, or as it is about to be. Else it may only have been
+/// promised.
+pub fn was_told(record: &Record, entry: &Entry) -> bool {
+    told(record, entry).next().is_some()
+}
+
+/// Of the servers that said so those that are away, if no other can be read at this location: the bytes come back with them, while
+/// those that are there were only promised the chunk, or may lack writes.
+pub fn hidden_at(view: &View<'_>, record: &Record, entry: &Entry, location: &Location) -> Option<Servers> {
+    let is_there = |replica: &&Replica| view.servers.is_alive(replica.server);
+    let hidden = match location {
+        Location::At { .. } => !told(record, entry).any(|replica| is_there(&replica)),
+        Location::Absent { may_return } => *may_return,
+        Location::Wait | Location::Unwritten | Location::NoChunk => false,
+    };
+    let away = told(record, entry).filter(|replica| !is_there(replica)).collect();
+    (hidden && was_told(record, entry)).then(|| addresses(view, without_doubt(away).into_iter()))
+}
+
+fn told<'a>(record: &Record, entry: &'a Entry) -> impl Iterator<Item = &'a Replica> + use<'a> {
+    let version = record.version;
+    entry.replicas.iter().filter(move |replica| replica.confirmed && replica.version >= version)
 }
 
 /// Whether every replica that there can be at the committed version is known.

@@ -46,7 +46,7 @@ use balance::Balance;
 use change::{Change, Step, Wanted};
 use directory::{Directory, Entry, Replica, Reported};
 use judge::{Record, judge};
-use locate::{View, Write, holders_away, locate, locate_to_write};
+use locate::{View, Write, hidden_at, locate, locate_to_write, was_told};
 use repairs::{Copy, Reason, Repairs, Speed, Want};
 use servers::{Disk, Server, ServerTable};
 

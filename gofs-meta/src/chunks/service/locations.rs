@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     chunks::{
-        Location, READ_ONLY, Servers, Wanted, Write, holders_away, leader::Leader, locate, locate_to_write,
-        placement,
+        Location, READ_ONLY, Servers, Wanted, Write, hidden_at, leader::Leader, locate, locate_to_write,
+        placement, was_told,
     },
     state::ChunkRecord,
 };
@@ -24,7 +24,7 @@ impl ChunkService {
     /// [`Location::Wait`] where nothing is known yet: answer RETRY, never "lost".
     pub fn for_reading(&self, chunk: ChunkId) -> Location {
         let Some(record) = self.record(chunk) else { return Location::NoChunk };
-        let (location, away) = {
+        let (location, hidden) = {
             let leader = self.leader.lock();
             if leader.term == 0 {
                 return Location::Wait;
@@ -32,13 +32,13 @@ impl ChunkService {
             let (view, known) = (leader.view(&self.config, Instant::now()), (&record).into());
             let entry = leader.directory.entry(chunk);
             let location = locate(&view, &known, entry);
-            let entry = entry.filter(|_| location == Location::Absent { may_return: true });
-            (location, entry.and_then(|entry| holders_away(&view, &known, entry)))
+            let hidden = entry.and_then(|entry| hidden_at(&view, &known, entry, &location));
+            (location, hidden)
         };
-        match away.filter(|_| self.is_unwritten(&record)) {
-            // Shown without replicas it would read as zeros.
-            Some(away) if away.is_empty() => Location::Wait,
-            Some(away) => Location::At { version: READ_ONLY, servers: away },
+        match hidden.filter(|_| self.is_unwritten(&record)) {
+            // Shown without these it would read as zeros.
+            Some(servers) if servers.is_empty() => Location::Wait,
+            Some(servers) => Location::At { version: READ_ONLY, servers },
             None => self.or_unwritten(location, &record),
         }
     }
@@ -77,21 +77,21 @@ impl ChunkService {
 
     /// Says [`Location::Unwritten`] where the chunk is to be placed anew.
     fn find_to_write(&self, chunk: ChunkId, record: &ChunkRecord, blank: bool) -> Write {
-        let (write, seen) = {
+        let (write, told) = {
             let leader = self.leader.lock();
             if leader.term == 0 {
                 return Write::There(Location::Wait);
             }
             let (view, known) = (leader.view(&self.config, Instant::now()), record.into());
             let entry = leader.directory.entry(chunk);
-            let seen = entry.is_some_and(|entry| holders_away(&view, &known, entry).is_some());
-            (locate_to_write(&view, &known, entry), seen)
+            let told = entry.is_some_and(|entry| was_told(&known, entry));
+            (locate_to_write(&view, &known, entry), told)
         };
         match write {
             // A leader to whom nobody told of the chunk has waited for servers until it settled, as long as a repair does. More it
             // cannot know: a writer that waited on would wait for a lost server for ever.
             Write::There(Location::Absent { may_return: true })
-                if blank && !seen && self.is_unwritten(record) =>
+                if blank && !told && self.is_unwritten(record) =>
             {
                 Write::There(Location::Unwritten)
             }
