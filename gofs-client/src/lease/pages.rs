@@ -2,10 +2,10 @@
 //! page only when its lock, or its write-back, has ended, and the recall waits for that.
 //!
 //! A page of a memory map that is written back is *parked*: answered at once, written when the recall is over, and then only
-//! those bytes of it that were changed here. Until then nothing else reads or writes the file here. What a program writes must not be answered before it can be seen
-//! everywhere; but the one page that the kernel keeps locked meanwhile holds nothing that could be read, so the
-//! recall need not wait for that page. Nor need it for those of a read that waits for a server: what it was to bring is fetched anew
-//! when the lease is gone.
+//! those bytes of it that were changed here. Until then nothing else reads or writes the file here. What a program writes
+//! must not be answered before it can be seen everywhere; but the one page that the kernel keeps locked meanwhile holds
+//! nothing that could be read, so the recall need not wait for that page. Nor need it for those of a read that waits for a
+//! server: what it was to bring is fetched anew when the lease is gone.
 
 use std::collections::HashSet;
 use std::ops::Range;
