@@ -2,10 +2,14 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use gofs_client::{Client, KernelCache};
 use gofs_tree::Ino;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+/// Longest that anything is locked.
+const LOCKED_MAX: Duration = Duration::from_secs(30);
 
 /// See the module.
 #[derive(Default)]
@@ -18,8 +22,14 @@ pub struct Kernel {
     locked_page: Mutex<Option<u64>>,
     /// Inodes that cannot be forgotten.
     stuck: Mutex<Vec<Ino>>,
-    unlocked: parking_lot::Condvar,
+    unlocked: Condvar,
+    let_go: Condvar,
     pub cannot_forget_names: AtomicBool,
+}
+
+/// Not for ever: a test that has failed must end.
+fn wait<T>(change: &Condvar, locked: &mut MutexGuard<'_, T>) {
+    assert!(!change.wait_for(locked, LOCKED_MAX).timed_out(), "nobody lets it go");
 }
 
 type Meanwhile = Box<dyn FnOnce(Arc<Client>) + Send>;
@@ -50,7 +60,7 @@ impl Kernel {
 
     pub fn let_go(&self) {
         self.stuck.lock().clear();
-        self.unlocked.notify_all();
+        self.let_go.notify_all();
     }
 
     /// As the kernel does: what is locked is waited for.
@@ -58,7 +68,7 @@ impl Kernel {
         let mut locked = self.locked_page.lock();
         let in_the_way = |page: u64| page * 4096 >= offset && (len == 0 || page * 4096 < offset + len);
         while locked.is_some_and(in_the_way) {
-            self.unlocked.wait(&mut locked);
+            wait(&self.unlocked, &mut locked);
         }
     }
 }
@@ -73,7 +83,7 @@ impl KernelCache for Kernel {
         self.wait_for_pages(0, 0);
         let mut stuck = self.stuck.lock();
         while stuck.contains(&ino) {
-            self.unlocked.wait(&mut stuck);
+            wait(&self.let_go, &mut stuck);
         }
         drop(stuck);
         self.forgotten.lock().push(ino.to_string());
